@@ -1,0 +1,326 @@
+"""The `vllm-overlay` command: options and printing; the work is in the other modules."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import NoReturn, get_args
+
+import click
+from rich.table import Table
+
+from overlay import lock as lock_module
+from overlay import sdist, wheel
+from overlay import validate as validate_module
+from overlay import verify as verify_module
+from overlay.console import err, out, print_json, set_up_logging
+from overlay.errors import Exit, OverlayError
+from overlay.index import pip_settings
+from overlay.project import cache_folder, find_project
+from overlay.sources import Cache, Fetcher, Kind
+from overlay.tree import check_out
+from overlay.versions import load
+from overlay.workspace import Workspace
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+EPILOG = """\b
+Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file not to be had,
+4 file not as pinned, 5 patch or series does not fit, 6 this machine refuses.
+"""
+
+
+@click.group(context_settings=CONTEXT, epilog=EPILOG)
+@click.option("--root", type=click.Path(path_type=Path), help="The overlay's checkout.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Cache folder (VLLM_OVERLAY_CACHE).")
+@click.option("--offline", is_flag=True, help="Use the cache alone; never touch the network.")
+@click.option("--index-url", help="Package index to use in place of pip's settings.")
+@click.option("--find-links", multiple=True, help="Folder or page with files; asked first.")
+@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
+@click.version_option(package_name="vllm-overlay")
+@click.pass_context
+def cli(
+    context: click.Context,
+    root: Path | None,
+    cache: Path | None,
+    offline: bool,
+    index_url: str | None,
+    find_links: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Patched vLLM wheels in which Llama 4 works, for the releases 0.8.3 to 0.10.2.
+
+    \b
+    Example:
+      vllm-overlay build 0.8.5.post1
+    """
+    set_up_logging(verbose)
+    project = find_project(root)
+    fetcher = Fetcher(
+        Cache((cache or cache_folder()).absolute()),
+        load(project.versions_file).upstream.project,
+        lambda: pip_settings().with_flags(index_url, find_links),
+        offline,
+    )
+    context.obj = Workspace(project, fetcher)
+
+
+pass_workspace = click.make_pass_decorator(Workspace)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
+
+
+def _demand_names(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:
+    if names and everything:
+        raise click.UsageError("name releases or pass --all, not both")
+    if not names and not everything:
+        raise click.UsageError("name one or more releases, or pass --all")
+    return names
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@click.option("--sdist", "kind", flag_value="sdist", help="The source distribution only.")
+@click.option("--wheel", "kind", flag_value="wheel", help="The official wheel only.")
+@json_option
+@pass_workspace
+def fetch(
+    workspace: Workspace,
+    releases: tuple[str, ...],
+    everything: bool,
+    kind: Kind | None,
+    as_json: bool,
+) -> None:
+    """Fetch upstream's files into the cache, checked against VERSIONS.toml.
+
+    \b
+    Example:
+      vllm-overlay fetch 0.8.5.post1 --wheel
+      vllm-overlay fetch --all --sdist
+    """
+    _demand_names(releases, everything)
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("sdist", "wheel")
+    paths = {}
+    for release in workspace.versions.select(releases, patched=False):
+        for one in kinds:
+            paths[f"{release.name} {one}"] = str(workspace.fetcher.fetch(release, one, check=True))
+    if as_json:
+        print_json(paths)
+    else:
+        for path in paths.values():
+            out.print(path)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("release")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--until", metavar="TOPIC", help="Stop before this topic's patch.")
+@pass_workspace
+def apply(workspace: Workspace, release: str, folder: Path | None, until: str | None) -> None:
+    """Make a git work tree: the release's sdist as a tagged commit, one commit per patch.
+
+    FOLDER is work/RELEASE if not given; it must be new or empty.
+
+    \b
+    Example:
+      vllm-overlay apply 0.8.3 /tmp/vllm-0.8.3
+    """
+    one = workspace.versions.get_patched(release)
+    topics = [p.topic for p in workspace.series(one)]
+    if until is not None and until not in topics:
+        raise OverlayError(
+            f"no topic {until!r} in the series of {one.name}",
+            f"it has {', '.join(topics) or 'no patch'}",
+            "Name one of them",
+            Exit.USAGE,
+        )
+    target = (folder or Path("work", one.name)).absolute()
+    result = workspace.apply(one, until).demand()
+    check_out(workspace.store, result, target, one.tag)
+    for applied in result.applied:
+        moved = (
+            f" (offset {', '.join(map('{:+d}'.format, applied.offsets))})"
+            if applied.offsets
+            else ""
+        )
+        out.print(f"{applied.path}: {applied.status.value}{moved}")
+    out.print(f"{target}: {one.tag} and {len(result.applied)} patches, tree {result.tree}")
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@json_option
+@pass_workspace
+def validate(
+    workspace: Workspace, releases: tuple[str, ...], everything: bool, as_json: bool
+) -> None:
+    """Check that every series applies, is complete, canonical and as locked.
+
+    \b
+    Example:
+      vllm-overlay validate --all
+    """
+    _demand_names(releases, everything)
+    chosen = workspace.versions.select(releases, patched=False)
+    with workspace.progress.steps("validating", len(chosen)) as done:
+        report = validate_module.validate(workspace, chosen, done)
+    if as_json:
+        print_json(
+            {
+                "releases": {
+                    row.release.name: {
+                        "patches": row.cells, "tree": row.tree, "problems": row.problems
+                    }
+                    for row in report.rows
+                },
+                "problems": report.problems,
+            }
+        )  # fmt: skip
+    else:
+        _print_validation(report)
+    if report.all_problems:
+        sys.exit(Exit.PROBLEMS)
+
+
+#: Colours of the table's cells; the words alone say the same.
+_STYLES = {"clean": "green", "as locked": "green", "offset": "yellow", "—": "dim"}
+
+
+def _styled(text: str) -> str:
+    style = _STYLES.get(text.split(" ")[0] if text.startswith("offset") else text, "bold red")
+    return f"[{style}]{text}[/{style}]"
+
+
+def _print_validation(report: validate_module.Report) -> None:
+    table = Table("release", *report.topics, "tree", box=None, pad_edge=False)
+    for row in report.rows:
+        cells = (_styled(row.cells.get(topic, "—")) for topic in report.topics)
+        table.add_row(row.release.name, *cells, _styled(row.tree))
+    out.print(table, soft_wrap=False)
+    for problem in report.all_problems:
+        err.print(problem, style="red", markup=False)
+    count = len(report.all_problems)
+    out.print(f"{len(report.rows)} releases, {count} problem{'' if count == 1 else 's'}")
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("release")
+@click.option("--out", "folder", default="dist", type=click.Path(path_type=Path), show_default=True)
+@click.option("--sdist", "as_sdist", is_flag=True, help="Write the patched sdist, no wheel.")
+@click.option("--source", is_flag=True, help="Compile the patched sdist instead of repacking.")
+@click.option(
+    "--target", type=click.Choice(get_args(sdist.Target)), help="With --source: the device."
+)
+@json_option
+@pass_workspace
+def build(
+    workspace: Workspace,
+    release: str,
+    folder: Path,
+    as_sdist: bool,
+    source: bool,
+    target: sdist.Target | None,
+    as_json: bool,
+) -> None:
+    """Build the patched wheel by repacking the official one: no compiler, no GPU.
+
+    \b
+    Example:
+      vllm-overlay build 0.8.5.post1
+      vllm-overlay build 0.8.5.post1 --source --target empty
+    """
+    if source is not (target is not None) or (source and as_sdist):
+        raise click.UsageError("--source goes with --target, and neither with --sdist")
+    one = workspace.versions.get_patched(release)
+    absolute = folder.absolute()
+    if as_sdist:
+        built = sdist.build_sdist(workspace, one, absolute)
+    elif target:
+        built = sdist.build_wheel(workspace, one, target, absolute)
+    else:
+        built = wheel.build(workspace, one, absolute)
+    if as_json:
+        print_json({"file": str(built.path), "sha256": built.sha256, "size": built.size})
+        return
+    out.print(f"{built.path}\nsha256 {built.sha256}  {built.size / 1e6:.1f} MB")
+    out.print(f"pip install '{built.path}'", style="bold")
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("path", metavar="WHEEL", type=click.Path(path_type=Path))
+@json_option
+@pass_workspace
+def verify(workspace: Workspace, path: Path, as_json: bool) -> None:
+    """Prove that a patched wheel is the official one with this checkout's patches.
+
+    \b
+    Example:
+      vllm-overlay verify dist/vllm-0.8.5.post1+llama4.1-cp38-abi3-manylinux1_x86_64.whl
+    """
+    checks = verify_module.verify(workspace, path)
+    if as_json:
+        print_json({c.name: {"detail": c.detail, "problems": c.problems} for c in checks})
+    else:
+        for check in checks:
+            verdict = "[red]wrong[/red]" if check.problems else "[green]ok[/green]"
+            out.print(f"{check.name + ':':<15} {verdict} ({check.detail})")
+            for problem in check.problems:
+                err.print(f"  {problem}", style="red", markup=False)
+    if any(check.problems for check in checks):
+        sys.exit(Exit.PROBLEMS)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@click.option("--dry-run", is_flag=True, help="Show old and new, write nothing.")
+@pass_workspace
+def lock(workspace: Workspace, releases: tuple[str, ...], everything: bool, dry_run: bool) -> None:
+    """Write the tree ids of the series as they are now into VERSIONS.toml.
+
+    \b
+    Example:
+      vllm-overlay lock 0.8.3
+    """
+    _demand_names(releases, everything)
+    changes = lock_module.compute(workspace, workspace.versions.select(releases, patched=False))
+    real = [change for change in changes if change.is_change]
+    for change in real:
+        out.print(f"{change.release} {change.key}: {change.old} -> {change.new}")
+    if not dry_run and real:
+        lock_module.write(workspace.project.versions_file, real)
+    verb = "would change" if dry_run else "changed"
+    out.print(f"{len(real)} of {len(changes)} tree ids {verb}")
+
+
+def main() -> NoReturn:
+    """Run the command; a user's mistake gets one line and an exit status, no traceback."""
+    verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
+    try:
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else Exit.OK)
+    except OverlayError as error:
+        logging.getLogger("overlay").debug("traceback", exc_info=error)
+        err.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(error.status)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        err.print("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+    except Exception as error:  # a fault of ours: the traceback is for the bug report
+        if verbose:
+            raise
+        err.print(
+            f"internal error: {type(error).__name__}: {error}. "
+            "Run it again with --verbose and report the traceback.",
+            style="bold red",
+            markup=False,
+        )
+        sys.exit(70)

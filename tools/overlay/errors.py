@@ -1,0 +1,42 @@
+"""The one error type that a user sees, and the exit statuses of every command."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class Exit(IntEnum):
+    """Exit statuses; the same table stands in docs/exit-status.md."""
+
+    OK = 0
+    #: A check ran and found problems (validate, verify, regress).
+    PROBLEMS = 1
+    #: The command line is wrong: unknown flag, release or topic.
+    USAGE = 2
+    #: A file could not be had: no network, not on the index, not in the cache with --offline.
+    UNAVAILABLE = 3
+    #: A file is not what VERSIONS.toml pins: hash, size, tree id, unsafe archive member.
+    INTEGRITY = 4
+    #: A patch or a series does not fit the release.
+    PATCH = 5
+    #: This machine refuses: unwritable folder, missing tool, failed build.
+    ENVIRONMENT = 6
+
+
+class OverlayError(Exception):
+    """A failure that a person can act on.
+
+    `what` failed, `why` it did, and what to do (`fix`): each a phrase without a final
+    full stop. `status` becomes the exit status of the command.
+    """
+
+    def __init__(self, what: str, why: str, fix: str, status: Exit) -> None:
+        super().__init__(what, why, fix, status)
+        self.what = what
+        self.why = why
+        self.fix = fix
+        self.status = status
+
+    def __str__(self) -> str:
+        """The one line printed to a user."""
+        return f"{self.what}: {self.why}. {self.fix}."

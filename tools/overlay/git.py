@@ -1,0 +1,129 @@
+"""Git, run so that nothing of the caller's leaks in.
+
+`git apply` inside a folder nested in another repository can exit 0 and change
+nothing; a user's global config changes what `git format-patch` writes; an exported
+GIT_DIR sends commands elsewhere. Every call here names its repository and carries an
+environment of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import git as gitpython
+from git.exc import GitCommandError, GitCommandNotFound
+
+from overlay.errors import Exit, OverlayError
+
+#: Git variables that would redirect a command, blanked.
+_BLANK = ("GIT_NAMESPACE", "GIT_CONFIG_PARAMETERS", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS")
+_ISOLATION = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_SYSTEM": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_COUNT": "0",
+    "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES": "",
+    "GIT_TERMINAL_PROMPT": "0",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "LC_ALL": "C",
+    "TZ": "UTC",
+    **dict.fromkeys(_BLANK, ""),
+}
+
+
+class GitError(Exception):
+    """A git command exited non-zero; `stderr` is what it said."""
+
+    def __init__(self, command: str, status: int, stderr: str) -> None:
+        super().__init__(f"git {command} exited {status}: {stderr.strip()}")
+        self.stderr = stderr
+
+
+class Git:
+    """One repository (or none, for commands like mailinfo) and how to call git on it."""
+
+    def __init__(self, git_dir: Path, work_tree: Path | None = None) -> None:
+        self.git_dir = git_dir.absolute()
+        self.work_tree = work_tree.absolute() if work_tree else None
+        self._git = gitpython.Git(str(self.work_tree or self.git_dir.parent))
+
+    def run(
+        self,
+        *arguments: str,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+    ) -> bytes:
+        """Run ``git *arguments`` and return its stdout, byte for byte.
+
+        Raises:
+            GitError: it exited non-zero.
+            OverlayError: there is no git on this machine.
+        """
+        return self.run_both(*arguments, stdin=stdin, env=env)[0]
+
+    def run_both(
+        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> tuple[bytes, str]:
+        """Like `run`, and returns what git said on stderr as well."""
+        with tempfile.TemporaryFile() as source:
+            source.write(stdin)
+            source.seek(0)
+            status, out, err = self._execute(["git", *arguments], source, env or {})
+        if status:
+            raise GitError(arguments[0], status, err)
+        return out, err
+
+    def text(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+        """Like `run`, decoded and stripped: for ids and the like."""
+        return self.run(*arguments, env=env).decode("utf-8", "surrogateescape").strip()
+
+    def _execute(
+        self, command: list[str], source: IO[bytes], env: Mapping[str, str]
+    ) -> tuple[int, bytes, str]:
+        try:
+            # env= and not custom_environment(): that one is shared by all threads.
+            execute: Any = self._git.execute  # its overloads leave this combination out
+            status, out, err = execute(
+                command,
+                istream=source,
+                with_extended_output=True,
+                with_exceptions=False,
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+                env={**self._environment, **env},
+            )
+        except GitCommandNotFound as error:
+            raise no_git() from error
+        except GitCommandError as error:
+            return error.status if isinstance(error.status, int) else 1, b"", str(error.stderr)
+        return int(status), _as_bytes(out), str(err)
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {
+            **_ISOLATION,
+            "GIT_DIR": str(self.git_dir),
+            "GIT_OBJECT_DIRECTORY": str(self.git_dir / "objects"),
+            "GIT_INDEX_FILE": str(self.git_dir / "index"),
+            "GIT_CEILING_DIRECTORIES": str(self.git_dir.parent),
+            **({"GIT_WORK_TREE": str(self.work_tree)} if self.work_tree else {}),
+        }
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
+
+
+def no_git() -> OverlayError:
+    """The error for a machine without git."""
+    return OverlayError(
+        "git is missing",
+        "patches are applied with git, and no git command is on the PATH",
+        "Install it, e.g. apt-get install git",
+        Exit.ENVIRONMENT,
+    )

@@ -1,0 +1,213 @@
+"""The cache of upstream's files, and how they get there.
+
+A file has its name in the cache only once its size and sha256 are those of VERSIONS.toml.
+Until then it is `<name>.part`, which a later run resumes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import httpx2
+import stamina
+from filelock import FileLock
+from unearth import Link
+from unearth.fetchers import PyPIClient
+
+from overlay import index
+from overlay.console import Progress
+from overlay.errors import Exit, OverlayError
+from overlay.versions import PinnedFile, Release
+
+Kind = Literal["sdist", "wheel"]
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Upstream's files on this machine, one folder for all runs at once."""
+
+    folder: Path
+
+    def path(self, pinned: PinnedFile) -> Path:
+        """Where the file lies, or will lie, once it is complete."""
+        return self.folder / "files" / pinned.file
+
+    def has(self, pinned: PinnedFile) -> bool:
+        """Whether it is there with the right size."""
+        path = self.path(pinned)
+        return path.is_file() and path.stat().st_size == pinned.size
+
+
+@dataclass(frozen=True)
+class Fetcher:
+    """Gets files into a cache."""
+
+    cache: Cache
+    project: str
+    """Name on the package index."""
+    settings: Callable[[], index.IndexSettings] = index.pip_settings
+    """Asked once, and only when something has to be fetched."""
+    offline: bool = False
+    progress: Progress = field(default_factory=Progress)
+
+    @cached_property
+    def _settings(self) -> index.IndexSettings:
+        return self.settings()
+
+    @cached_property
+    def _http(self) -> PyPIClient:
+        return index.client(self._settings)
+
+    def fetch(self, release: Release, kind: Kind, *, check: bool = False) -> Path:
+        """The release's file in the cache, fetched if it is not there.
+
+        `check` reads it again to compare its sha256, even if it was there.
+
+        Raises:
+            OverlayError: it can't be had, or is not the file that is pinned.
+        """
+        pinned: PinnedFile = getattr(release, kind)
+        path = self.cache.path(pinned)
+        if self.cache.has(pinned):
+            if check:
+                self._check_cached(release, pinned, path)
+            return path
+        if self.offline:
+            raise OverlayError(
+                f"{release.name}: {pinned.file} is not in the cache",
+                f"{path.parent} does not hold it and --offline forbids fetching",
+                f"Run 'vllm-overlay fetch {release.name} --{kind}' with a network",
+                Exit.UNAVAILABLE,
+            )
+        with self._lock(path):
+            if not self.cache.has(pinned):  # another run may have fetched it meanwhile
+                self._fetch(release, pinned, path)
+        return path
+
+    @contextmanager
+    def _lock(self, path: Path) -> Iterator[None]:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(path.with_name(path.name + ".lock")):
+                yield
+        except OSError as error:
+            raise OverlayError(
+                f"cannot write the cache {path.parent}",
+                error.strerror or str(error),
+                "Free some room or make it writable, or name another folder with "
+                "VLLM_OVERLAY_CACHE",
+                Exit.ENVIRONMENT,
+            ) from error
+
+    def _check_cached(self, release: Release, pinned: PinnedFile, path: Path) -> None:
+        if sha256(path) != pinned.sha256:
+            raise OverlayError(
+                f"{release.name}: {path} is damaged",
+                "its sha256 is not the one in VERSIONS.toml",
+                "Delete it and run the command again",
+                Exit.INTEGRITY,
+            )
+
+    def _fetch(self, release: Release, pinned: PinnedFile, path: Path) -> None:
+        links = index.find_file(self._http, self._settings, self.project, pinned.file)
+        part = path.with_name(path.name + ".part")
+        failures: list[OverlayError] = []
+        for link in links:
+            try:
+                self._download(release, pinned, link, part)
+                _demand(release, pinned, part, link)
+            except OverlayError as error:
+                failures.append(error)
+                continue
+            part.replace(path)
+            return
+        raise failures[0]
+
+    def _download(self, release: Release, pinned: PinnedFile, link: Link, part: Path) -> None:
+        """Bring `part` to its full size, from where an earlier try left it.
+
+        Raises:
+            OverlayError: the server keeps failing.
+        """
+        try:
+            for attempt in stamina.retry_context(
+                on=index.is_transient, attempts=index.ATTEMPTS, wait_max=index.WAIT_MAX
+            ):
+                with attempt:
+                    self._stream(release, pinned, link, part)
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            raise OverlayError(
+                f"{release.name}: cannot fetch {pinned.file}",
+                f"{link.redacted}: {index.reason(error)}",
+                "Check the network and run it again: it resumes where it stopped",
+                Exit.UNAVAILABLE,
+            ) from error
+
+    def _stream(self, release: Release, pinned: PinnedFile, link: Link, part: Path) -> None:
+        have = part.stat().st_size if part.exists() else 0
+        if have == pinned.size:
+            return
+        if have > pinned.size:
+            part.unlink()
+            have = 0
+        # identity: a transfer encoding would make Range and size speak of other bytes.
+        headers = {"Accept-Encoding": "identity"}
+        if have:
+            headers["Range"] = f"bytes={have}-"
+        with self._http.get_stream(link.normalized, headers=headers) as response:
+            if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+                part.unlink(missing_ok=True)
+                raise httpx2.TransportError("the server cannot resume; starting over")
+            response.raise_for_status()
+            if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+                have = 0
+            with (
+                self.progress.bytes(f"{release.name} {pinned.file}", pinned.size, have) as advance,
+                part.open("r+b" if have else "wb") as out,
+            ):
+                out.seek(have)
+                for chunk in response.iter_bytes(CHUNK):
+                    have += len(chunk)
+                    if have > pinned.size:
+                        break
+                    out.write(chunk)
+                    advance(len(chunk))
+                out.truncate()
+        if have < pinned.size:
+            raise httpx2.TransportError(f"the transfer ended after {have} of {pinned.size} bytes")
+        if have > pinned.size:
+            part.unlink()
+            raise _mismatch(release, pinned, link, f"it is larger than {pinned.size} bytes")
+
+
+def _demand(release: Release, pinned: PinnedFile, part: Path, link: Link) -> None:
+    """Raise, and discard the bytes, unless `part` is the file pinned."""
+    found = sha256(part)
+    if found != pinned.sha256:
+        part.unlink()
+        raise _mismatch(release, pinned, link, f"its sha256 is {found}")
+
+
+def _mismatch(release: Release, pinned: PinnedFile, link: Link, why: str) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: {link.redacted} is not the {pinned.file} of VERSIONS.toml",
+        f"{why}, pinned is {pinned.sha256} ({pinned.size} bytes)",
+        "Nothing was kept; use an index you trust",
+        Exit.INTEGRITY,
+    )
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb", buffering=0) as stream:
+        while chunk := stream.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

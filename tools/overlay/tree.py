@@ -1,0 +1,424 @@
+"""Source trees: a release's sdist as a git commit, and a series applied on top of it.
+
+There is one applier, `apply_series`. validate, build, apply and the tests all call it. It
+works on git objects alone (a private index in a bare repository in the cache), so it is
+fast, leaves no half-patched folder behind, and cannot be misled by a repository around it.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+from overlay import archive
+from overlay import patch as patches_module
+from overlay.errors import Exit, OverlayError
+from overlay.git import Git, GitError
+from overlay.hunks import HunkMatch, MatchKind, apply_hunks, is_applied
+from overlay.patch import Patch
+from overlay.series import PatchPath
+from overlay.versions import Release
+
+#: Base commits are the same everywhere: fixed author, and the release's name as message.
+_BASE_IDENTITY = "vllm-overlay <vllm-overlay@localhost> 0 +0000"
+#: Stands for a tree id not yet pinned.
+UNKNOWN_TREE = "0" * 40
+
+
+class ApplyStatus(Enum):
+    """What became of one patch on one release."""
+
+    CLEAN = "clean"
+    OFFSET = "offset"
+    CONFLICT = "conflict"
+    UPSTREAMED = "upstreamed"
+    BROKEN = "broken"
+    MISSING = "missing"
+    NOT_TRIED = "not tried"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the patch is in the tree."""
+        return self in (ApplyStatus.CLEAN, ApplyStatus.OFFSET)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One patch of a series, tried."""
+
+    path: PatchPath
+    status: ApplyStatus
+    patch: Patch | None = None
+    commit: str = ""
+    """Commit id with the patch in it, when it applied."""
+    matches: tuple[HunkMatch, ...] = ()
+    error: OverlayError | None = None
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Line offsets of the hunks that moved."""
+        return tuple(m.offset for m in self.matches if m.kind is MatchKind.OFFSET)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole series applied to a release, as far as it went."""
+
+    release: Release
+    base: str
+    """Commit of the unpacked sdist."""
+    applied: tuple[Applied, ...]
+    tree: str
+    """Git tree id after the last patch that applied."""
+
+    @property
+    def head(self) -> str:
+        """Commit after the last patch that applied."""
+        good = [a.commit for a in self.applied if a.status.is_good]
+        return good[-1] if good else self.base
+
+    @property
+    def error(self) -> OverlayError | None:
+        """Why the series stopped, if it did."""
+        return next((a.error for a in self.applied if a.error), None)
+
+    def demand(self) -> Result:
+        """This result, if every patch applied.
+
+        Raises:
+            OverlayError: the first patch that did not.
+        """
+        if self.error:
+            raise self.error
+        return self
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bare repository in the cache that holds the releases' source trees."""
+
+    folder: Path
+    git: Git = field(repr=False)
+
+    @classmethod
+    def open(cls, cache: Path) -> Store:
+        """The store in `cache`, made if there is none.
+
+        Raises:
+            OverlayError: the folder can't be written.
+        """
+        folder = cache / "git"
+        store = cls(folder, Git(folder))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / "git.lock"):
+                if not (folder / "HEAD").is_file():
+                    store.git.run("init", "--quiet", "--bare", str(folder))
+        except (OSError, GitError) as error:
+            raise OverlayError(
+                f"cannot make {folder}",
+                str(error),
+                "Make it writable, or name another cache with VLLM_OVERLAY_CACHE",
+                Exit.ENVIRONMENT,
+            ) from error
+        return store
+
+    def base(self, release: Release, sdist: Callable[[], Path]) -> str:
+        """Commit of `release`'s sdist, imported from the file `sdist()` the first time.
+
+        Raises:
+            OverlayError: a member leaves its root, or the tree is not the one pinned.
+        """
+        ref = f"refs/overlay/base/{release.sdist.sha256}"
+        with FileLock(self.folder.parent / f"git-{release.name}.lock"):
+            commit = self._resolve(ref)
+            if commit is None:
+                commit = self._import(release, sdist(), ref)
+        tree = self.tree_of(commit)
+        if release.upstream_tree not in (tree, UNKNOWN_TREE):
+            raise OverlayError(
+                f"{release.name}: the source tree is not the one pinned",
+                f"its tree id is {tree}, VERSIONS.toml says {release.upstream_tree}",
+                f"Delete {self.folder} and try again; if it stays, the pin is wrong",
+                Exit.INTEGRITY,
+            )
+        return commit
+
+    def tree_of(self, commit: str) -> str:
+        """Tree id of a commit."""
+        return self.git.text("rev-parse", f"{commit}^{{tree}}")
+
+    def _resolve(self, ref: str) -> str | None:
+        try:
+            return self.git.text("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        except GitError:
+            return None
+
+    def _import(self, release: Release, sdist: Path, ref: str) -> str:
+        stream = io.BytesIO()
+        _write_fast_import(release, sdist, ref, stream)
+        self.git.run("fast-import", "--quiet", "--done", stdin=stream.getvalue())
+        commit = self._resolve(ref)
+        assert commit is not None
+        return commit
+
+    @contextmanager
+    def index(self, commit: str) -> Iterator[dict[str, str]]:
+        """Environment with a private index that holds `commit`'s tree."""
+        with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+            env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+            self.git.run("read-tree", commit, env=env)
+            yield env
+
+    def show(self, treeish: str, path: str) -> bytes | None:
+        """The file `path` in a commit or tree, or None."""
+        try:
+            return self.git.run("cat-file", "blob", f"{treeish}:{path}")
+        except GitError:
+            return None
+
+    def files(self, commit: str) -> Iterator[tuple[str, bool, bytes]]:
+        """Every file of a commit: path, whether it is executable, bytes; in path order."""
+        listing = self.git.run("ls-tree", "-r", "-z", commit).decode("utf-8", "surrogateescape")
+        entries = []
+        for line in listing.split("\0")[:-1]:
+            kind, path = line.split("\t", 1)
+            mode, _, blob = kind.split(" ")
+            entries.append((path, mode == "100755", blob))
+        wanted = "".join(f"{blob}\n" for _, _, blob in entries).encode()
+        stream = io.BytesIO(self.git.run("cat-file", "--batch", stdin=wanted))
+        for path, executable, _ in entries:
+            size = int(stream.readline().split()[2])
+            yield path, executable, stream.read(size)
+            stream.read(1)
+
+    def changed(self, old: str, new: str) -> dict[str, str]:
+        """Paths that differ between two commits, with A, M or D each."""
+        out = self.git.run("diff-tree", "-r", "-z", "--no-renames", "--name-status", old, new)
+        parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
+        return dict(zip(parts[1::2], parts[::2], strict=True))
+
+
+def _write_fast_import(release: Release, sdist: Path, ref: str, stream: IO[bytes]) -> None:
+    """Write the sdist as one commit in git's fast-import format."""
+    message = f"{release.name}: {release.sdist.file}\n".encode()
+    stream.write(b"feature done\n")
+    stream.write(f"commit {ref}\ncommitter {_BASE_IDENTITY}\n".encode())
+    stream.write(b"data %d\n%s\ndeleteall\n" % (len(message), message))
+    for member, data in archive.read_sdist(sdist):
+        mode = b"100755" if member.mode & 0o100 else b"100644"
+        quoted = _quote(member.name)
+        stream.write(b"M %s inline %s\ndata %d\n" % (mode, quoted, len(data)))
+        stream.write(data)
+        stream.write(b"\n")
+    stream.write(b"done\n")
+
+
+def _quote(path: str) -> bytes:
+    raw = path.encode("utf-8", "surrogateescape")
+    return b'"' + raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def apply_series(
+    store: Store, release: Release, base: str, patches: Path, series: Sequence[PatchPath]
+) -> Result:
+    """Apply `series` in order to the commit `base`, with zero fuzz.
+
+    Stops at the first patch that does not apply; the rest are NOT_TRIED. Every patch that
+    applies becomes a commit with the author and date of its mail.
+    """
+    applied: list[Applied] = []
+    head = base
+    with store.index(base) as env:
+        for path in series:
+            if applied and not applied[-1].status.is_good:
+                applied.append(Applied(path, ApplyStatus.NOT_TRIED))
+                continue
+            one = _apply_one(store, release, head, patches, path, env)
+            applied.append(one)
+            if one.status.is_good:
+                head = one.commit
+    return Result(release, base, tuple(applied), store.tree_of(head))
+
+
+def _apply_one(
+    store: Store, release: Release, head: str, patches: Path, path: PatchPath, env: dict[str, str]
+) -> Applied:
+    try:
+        patch = patches_module.read(store.git, patches, path)
+    except OverlayError as error:
+        missing = not path.under(patches).exists()
+        status = ApplyStatus.MISSING if missing else ApplyStatus.BROKEN
+        return Applied(path, status, error=error)
+    texts: dict[str, str | None] = {}
+    after: dict[str, str | None] = {}
+    matches: list[HunkMatch] = []
+    for file in patch.files:
+        before = store.show(head, file.path)
+        texts[file.path] = None if before is None else before.decode("utf-8", "surrogateescape")
+        after[file.path], found = apply_hunks(file, texts[file.path])
+        matches += found
+    bad = [m for m in matches if m.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS)]
+    if bad:
+        upstreamed = is_applied(patch.files, texts)
+        why = _already(release, path) if upstreamed else _conflict(release, path, bad)
+        status = ApplyStatus.UPSTREAMED if upstreamed else ApplyStatus.CONFLICT
+        return Applied(path, status, patch, matches=tuple(matches), error=why)
+    try:
+        commit = _commit(store, head, patch, env)
+        _assert_result(store, head, commit, after, patch)
+    except GitError as failure:
+        why = _refused(release, path, failure.stderr.strip() or "it gave no reason")
+        return Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches), error=why)
+    moved = any(m.kind is MatchKind.OFFSET for m in matches)
+    status = ApplyStatus.OFFSET if moved else ApplyStatus.CLEAN
+    return Applied(path, status, patch, commit, tuple(matches))
+
+
+def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
+    """Apply `patch` to the index and commit it, as git am would. Returns the commit id."""
+    mail, git = patch.mail, store.git
+    git.run(
+        "apply", "--cached", "--whitespace=nowarn", "-",
+        stdin=mail.diff.encode(), env=env,
+    )  # fmt: skip
+    tree = git.text("write-tree", env=env)
+    who: dict[str, str] = {}
+    for role in ("AUTHOR", "COMMITTER"):
+        who |= {
+            f"GIT_{role}_NAME": mail.author,
+            f"GIT_{role}_EMAIL": mail.email,
+            f"GIT_{role}_DATE": mail.date,
+        }
+    out = git.run("commit-tree", tree, "-p", head, stdin=mail.message.encode(), env=env | who)
+    return out.decode().strip()
+
+
+def _assert_result(
+    store: Store, head: str, commit: str, after: dict[str, str | None], patch: Patch
+) -> None:
+    """Every file the patch lists changed, no other did, and each is what the hunks say.
+
+    git can exit 0 without having done its work; the hunks were applied here as well.
+    """
+    changed = set(store.changed(head, commit))
+    listed = set(after)
+    if changed != listed:
+        raise GitError("apply", 0, f"changed {sorted(changed)}, the patch lists {sorted(listed)}")
+    for file in patch.files:
+        text = after[file.path]
+        data = None if text is None else text.encode("utf-8", "surrogateescape")
+        if store.show(commit, file.path) != data:
+            raise GitError("apply", 0, f"{file.path} is not what its hunks say")
+
+
+def _already(release: Release, path: PatchPath) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: {path} is upstream already",
+        "it does not apply, and its reverse does",
+        f"Take it out of series/{release.name}",
+        Exit.PATCH,
+    )
+
+
+def _refused(release: Release, path: PatchPath, why: str) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: {path} does not apply",
+        f"git apply: {why}",
+        f"Port it: see the tree with 'vllm-overlay apply {release.name}'",
+        Exit.PATCH,
+    )
+
+
+def _conflict(release: Release, path: PatchPath, bad: Sequence[HunkMatch]) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: {path} does not apply",
+        "; ".join(describe(m) for m in bad),
+        f"See the tree that it must fit with 'vllm-overlay apply {release.name} "
+        f"--until {path.topic}', and write the text for it as "
+        f"patches/{path.topic}/{release.name}.patch",
+        Exit.PATCH,
+    )
+
+
+def describe(match: HunkMatch) -> str:
+    """One hunk that did not match, for people: which, the lines expected and found."""
+    place = f"{match.path} hunk {match.number} ({match.header})"
+    if match.kind is MatchKind.AMBIGUOUS:
+        return f"{place} matches in several places: {', '.join(match.found)}"
+    width = max(len(match.expected), len(match.found))
+    rows = zip(
+        [*match.expected, *[""] * width], [*match.found, *[""] * width], range(width), strict=False
+    )
+    differing = [(e.rstrip("\n"), f.rstrip("\n"), n) for e, f, n in rows if e != f]
+    if not differing:
+        return f"{place} does not match"
+    expected, found, number = differing[0]
+    more = f" ({len(differing)} lines differ)" if len(differing) > 1 else ""
+    return f"{place} expects {expected!r} and finds {found!r} at line {match.line + number}{more}"
+
+
+def check_out(store: Store, result: Result, folder: Path, tag: str) -> None:
+    """Make `folder` a git work tree of a result: the sdist tagged, a commit a patch.
+
+    The folder appears under its name when it is complete, and not before.
+
+    Raises:
+        OverlayError: it exists and is not empty, or can't be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OverlayError(
+            f"{folder} is in the way",
+            "it exists and is not empty",
+            "Name another folder, or delete it if nothing in it is of use",
+            Exit.ENVIRONMENT,
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        _populate(store, result, temporary, tag)
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except (OSError, GitError) as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _populate(store: Store, result: Result, folder: Path, tag: str) -> None:
+    git = Git(folder / ".git", folder)
+    branch = f"overlay/{result.release.name}"
+    git.run("init", "--quiet", f"--initial-branch={branch}", str(folder))
+    # The tree is upstream's to the byte, whatever the user's own settings are.
+    for key, value in (("core.autocrlf", "false"), ("core.safecrlf", "false")):
+        git.run("config", key, value)
+    # Objects travel as a pack: git fetch would check who owns the cache.
+    pack = store.git.run(
+        "pack-objects", "--quiet", "--revs", "--stdout", stdin=f"{result.head}\n".encode()
+    )
+    git.run("index-pack", "--stdin", stdin=pack)
+    git.run("update-ref", f"refs/heads/{branch}", result.head)
+    git.run("tag", tag, result.base)
+    git.run("reset", "--quiet", "--hard")
+
+
+def _unwritable(folder: Path, error: Exception) -> OverlayError:
+    return OverlayError(
+        f"cannot write {folder}",
+        str(error),
+        "Name a folder that can be written, on a disk with 200 MB free",
+        Exit.ENVIRONMENT,
+    )

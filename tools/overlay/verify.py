@@ -1,0 +1,223 @@
+"""Is this wheel what it says it is? Proved against this repository and the official wheel.
+
+The checks, in the order they are printed:
+
+- RECORD: every file listed, hashed and sized right, by the `installer` library;
+- version: the same in the file name, the dist-info folder, METADATA and vllm/_version.py;
+- patched files: equal to the patched source tree;
+- other files: the same bytes as in the official wheel, whose own sha256 is the one pinned;
+- SBOM: valid CycloneDX, and what it says is what was checked.
+"""
+
+from __future__ import annotations
+
+import ast
+import zipfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from email.parser import HeaderParser
+from pathlib import Path
+from typing import IO
+
+from installer.sources import WheelFile
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import Version
+
+from overlay import rawzip, sbom, wheel
+from overlay.errors import Exit, OverlayError
+from overlay.rawzip import Member
+from overlay.versions import Release
+from overlay.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check and what it found wrong."""
+
+    name: str
+    detail: str
+    """What was compared, in a few words."""
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    path: Path
+    stream: IO[bytes]
+    by_name: dict[str, Member]
+
+    def read(self, name: str) -> bytes | None:
+        member = self.by_name.get(name)
+        return None if member is None else rawzip.read(self.stream, member)
+
+
+def release_of(workspace: Workspace, path: Path) -> Release:
+    """The release that a patched wheel's file name speaks of.
+
+    Raises:
+        OverlayError: no such file, or not a name that this overlay gives.
+    """
+    if not path.is_file():
+        raise OverlayError(
+            f"no wheel at {path}", "there is no such file", "Build one with 'vllm-overlay build'",
+            Exit.USAGE,
+        )  # fmt: skip
+    try:
+        name, version, _, _ = parse_wheel_filename(path.name)
+    except InvalidWheelFilename as error:
+        raise _foreign(path, str(error)) from error
+    for release in workspace.versions.patched:
+        if name == workspace.versions.upstream.project and version == Version(
+            workspace.versions.local_version(release)
+        ):
+            return release
+    raise _foreign(path, f"no release of VERSIONS.toml builds {name} {version}")
+
+
+def _foreign(path: Path, why: str) -> OverlayError:
+    return OverlayError(
+        f"{path.name} is none of this overlay's wheels",
+        why,
+        "Name a wheel that 'vllm-overlay build' of this checkout wrote",
+        Exit.USAGE,
+    )
+
+
+def verify(workspace: Workspace, path: Path) -> list[Check]:
+    """Run every check on the wheel at `path`.
+
+    Raises:
+        OverlayError: it is none of ours, cannot be read as a zip file at all, or what it is
+            compared with can't be had.
+    """
+    release = release_of(workspace, path)
+    result = workspace.apply(release).demand()
+    official = workspace.fetcher.fetch(release, "wheel", check=True)
+    with path.open("rb") as ours, official.open("rb") as theirs:
+        wheel_file = _open(path, ours)
+        upstream = _open(official, theirs)
+        patches = [a.patch for a in result.applied if a.patch]
+        bill = sbom.build(workspace.versions, release, patches)
+        try:
+            plan = wheel.plan(
+                workspace, release, result, theirs, list(upstream.by_name.values()), bill
+            )
+            return [
+                _run("RECORD", _record(path), f"{len(wheel_file.by_name)} files"),
+                _run("version", _version(wheel_file, plan.version), plan.version),
+                _run("patched files", _patched(wheel_file, release, plan), _count(plan)),
+                _run("other files", _others(wheel_file, upstream, release, plan),
+                     f"as in {official.name}"),
+                _run("SBOM", _sbom(wheel_file, plan, bill), f"{len(patches)} patches"),
+            ]  # fmt: skip
+        except zipfile.BadZipFile as error:
+            raise OverlayError(
+                f"{path.name} is damaged", str(error), "Build it again", Exit.INTEGRITY
+            ) from error
+
+
+def _open(path: Path, stream: IO[bytes]) -> _Opened:
+    return _Opened(path, stream, {m.name: m for m in rawzip.members(stream, path.name)})
+
+
+def _run(name: str, problems: Iterable[str], detail: str) -> Check:
+    return Check(name, detail, tuple(problems))
+
+
+def _count(plan: wheel.Plan) -> str:
+    return f"{len(plan.replaced)} changed, {len(plan.added)} added, {len(plan.removed)} removed"
+
+
+def _record(path: Path) -> Iterator[str]:
+    try:
+        with WheelFile.open(path) as source:
+            source.validate_record(validate_contents=True)
+    except Exception as error:  # installer's own classes of what is wrong with a wheel
+        lines: object = getattr(error, "issues", None)
+        yield from (str(line) for line in (lines if isinstance(lines, list) else [error]))
+
+
+def _version(opened: _Opened, wanted: str) -> Iterator[str]:
+    folders = {n.split("/")[0] for n in opened.by_name if ".dist-info/" in n}
+    project = opened.path.name.split("-", 1)[0]
+    dist_info = wheel.dist_info(project, wanted)
+    if folders != {dist_info}:
+        yield f"the dist-info folder is {sorted(folders)}, not {dist_info}"
+    if opened.path.name.split("-")[1] != wanted:
+        yield f"the file name says {opened.path.name.split('-')[1]}, not {wanted}"
+    metadata = HeaderParser().parsestr((opened.read(f"{dist_info}/METADATA") or b"").decode())
+    if metadata["Version"] != wanted:
+        yield f"METADATA says {metadata['Version']}, not {wanted}"
+    stated = _module_version((opened.read(wheel.VERSION_MODULE) or b"").decode())
+    if stated != wanted:
+        yield f"{wheel.VERSION_MODULE} says {stated}, not {wanted}"
+
+
+def _module_version(text: str) -> str | None:
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            names = [t.id for t in node.targets if isinstance(t, ast.Name)]
+            if "__version__" in names:
+                return str(node.value.value)
+    return None
+
+
+def _target(name: str, release: Release, plan: wheel.Plan, project: str) -> str:
+    old = wheel.dist_info(project, release.name)
+    return wheel.renamed(name, old, wheel.dist_info(project, plan.version))
+
+
+def _patched(opened: _Opened, release: Release, plan: wheel.Plan) -> Iterator[str]:
+    project = opened.path.name.split("-", 1)[0]
+    for name, data in {**plan.replaced, **plan.added}.items():
+        target = _target(name, release, plan, project)
+        if name.endswith(sbom.FILE_NAME):
+            continue  # the SBOM check's
+        found = opened.read(target)
+        if found is None:
+            yield f"{target} is missing"
+        elif found != data:
+            yield f"{target} is not the patched tree's"
+    for name in plan.removed & opened.by_name.keys():
+        yield f"{name} should be gone"
+
+
+def _others(
+    opened: _Opened, upstream: _Opened, release: Release, plan: wheel.Plan
+) -> Iterator[str]:
+    project = opened.path.name.split("-", 1)[0]
+    expected = {
+        _target(name, release, plan, project): member for name, member in upstream.by_name.items()
+    }
+    record = f"{wheel.dist_info(project, plan.version)}/RECORD"
+    ours = {_target(n, release, plan, project) for n in {**plan.replaced, **plan.added}}
+    for name in sorted(opened.by_name.keys() - expected.keys() - ours):
+        yield f"{name} is in neither the official wheel nor the patches"
+    for name, member in expected.items():
+        if name in ours or name == record or name in plan.removed:
+            continue
+        if name not in opened.by_name:
+            yield f"{name} is missing"
+        elif not _same_bytes(opened.stream, opened.by_name[name], upstream.stream, member):
+            yield f"{name} differs from the official wheel's"
+
+
+def _same_bytes(one: IO[bytes], a: Member, other: IO[bytes], b: Member) -> bool:
+    """Whether two members hold the same compressed bytes."""
+    if (a.method, a.crc, a.size, a.compressed_size) != (b.method, b.crc, b.size, b.compressed_size):
+        return False
+    pairs = zip(rawzip.chunks(one, a), rawzip.chunks(other, b), strict=True)
+    return all(x == y for x, y in pairs)
+
+
+def _sbom(opened: _Opened, plan: wheel.Plan, bill: bytes) -> Iterator[str]:
+    project = opened.path.name.split("-", 1)[0]
+    name = f"{wheel.dist_info(project, plan.version)}/sboms/{sbom.FILE_NAME}"
+    found = opened.read(name)
+    if found is None:
+        yield f"{name} is missing"
+        return
+    if why := sbom.schema_error(found):
+        yield f"{name} is no CycloneDX {sbom.SCHEMA.to_version()} document: {why}"
+    if found != bill:
+        yield f"{name} does not say what this checkout's VERSIONS.toml and patches say"

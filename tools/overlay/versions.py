@@ -1,0 +1,269 @@
+"""VERSIONS.toml: which releases there are, and what is pinned of each.
+
+Everything outside the tool reads VERSIONS.toml through this module. Nothing here
+touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.version import InvalidVersion, Version
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from overlay.errors import Exit, OverlayError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA = 1
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+GitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+Status = Literal["affected", "control", "eol"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PinnedFile(_Model):
+    """A file on the package index, pinned whichever mirror serves it."""
+
+    file: FileName
+    """Its name on the index."""
+    sha256: Sha256
+    """Lower-case hexadecimal digest of its bytes."""
+    size: Annotated[int, Field(gt=0)]
+    """Bytes."""
+
+
+class Upstream(_Model):
+    """The project that the patches are against."""
+
+    project: str
+    """Its name on the package index."""
+    repository: str
+    """Its public repository, for links in reports and pull requests."""
+
+
+class Overlay(_Model):
+    """What marks a build of ours."""
+
+    label: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")]
+    """Local version label: `llama4` in 0.8.5.post1+llama4.1."""
+
+
+class Release(_Model):
+    """One upstream release."""
+
+    name: str
+    """The public version, e.g. 0.8.5.post1 (the key in VERSIONS.toml)."""
+    tag: str
+    """Upstream's git tag."""
+    status: Status
+    """affected: patched here; control: needs no patch and proves that checks can tell;
+    eol: no longer maintained, kept for reference."""
+    sdist: PinnedFile
+    """The source distribution that patches apply to."""
+    wheel: PinnedFile
+    """The official x86_64 wheel that is repacked."""
+    requires_python: str
+    """Python versions upstream declares."""
+    torch: str
+    """The torch version the release pins."""
+    xformers: str
+    """The xformers version the release pins."""
+    constraints: tuple[str, ...] = ()
+    """Requirements that the release's own metadata leaves open and that later uploads broke."""
+    upstream_tree: GitId
+    """Git tree id of the unpacked sdist."""
+    series: str | None = None
+    """Path of the quilt series under patches/; affected releases only."""
+    tree: GitId | None = None
+    """Git tree id after the whole series."""
+    revision: Annotated[int, Field(ge=1)] | None = None
+    """The <n> of +llama4.<n>; grows with every published change of the series."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_version(cls, value: str) -> str:
+        try:
+            Version(value)
+        except InvalidVersion as error:
+            raise ValueError(f"{value!r} is not a version") from error
+        return value
+
+    @field_validator("requires_python")
+    @classmethod
+    def _is_specifier(cls, value: str) -> str:
+        try:
+            SpecifierSet(value)
+        except InvalidSpecifier as error:
+            raise ValueError(f"{value!r} is not a version specifier") from error
+        return value
+
+    @model_validator(mode="after")
+    def _overlay_fields_go_together(self) -> Release:
+        fields = {"series": self.series, "tree": self.tree, "revision": self.revision}
+        if self.status == "control":
+            given = [name for name, value in fields.items() if value is not None]
+            if given:
+                raise ValueError(f"a control release takes no {', '.join(given)}")
+        elif missing := [name for name, value in fields.items() if value is None]:
+            raise ValueError(f"an {self.status} release needs {', '.join(missing)}")
+        return self
+
+    @property
+    def version(self) -> Version:
+        """The name, comparable."""
+        return Version(self.name)
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether the overlay has a series for it."""
+        return self.series is not None
+
+
+class Versions(_Model):
+    """The whole of VERSIONS.toml."""
+
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    """Version of this file's layout."""
+    upstream: Upstream
+    overlay: Overlay
+    python: Annotated[str, StringConstraints(pattern=r"^3\.\d+$")]
+    """The Python version that test environments and source builds use."""
+    releases: Mapping[str, Release]
+    """By name, in version order."""
+
+    @cached_property
+    def patched(self) -> tuple[Release, ...]:
+        """The releases with a series, oldest first."""
+        return tuple(r for r in self.releases.values() if r.is_patched)
+
+    def get(self, name: str) -> Release:
+        """The release called `name`; a leading v is forgiven.
+
+        Raises:
+            OverlayError: there is none; the nearest names are suggested.
+        """
+        found = self.releases.get(name.removeprefix("v"))
+        if found is None:
+            raise OverlayError(
+                f"unknown release {name!r}",
+                "VERSIONS.toml does not list it",
+                f"{_suggestion(name, self.releases)}",
+                Exit.USAGE,
+            )
+        return found
+
+    def get_patched(self, name: str) -> Release:
+        """The release called `name`, which must have a series.
+
+        Raises:
+            OverlayError: unknown, or a control release, which has nothing to patch.
+        """
+        release = self.get(name)
+        if not release.is_patched:
+            raise OverlayError(
+                f"release {release.name} has no patches",
+                "it is a control: Llama 4's use_irope fault is not in it",
+                f"use upstream's own {release.name}, or name one of "
+                + ", ".join(r.name for r in self.patched),
+                Exit.USAGE,
+            )
+        return release
+
+    def local_version(self, release: Release) -> str:
+        """The version of the patched wheel, e.g. 0.8.5.post1+llama4.1."""
+        return f"{release.name}+{self.overlay.label}.{release.revision}"
+
+    def select(self, names: Iterable[str], *, patched: bool) -> tuple[Release, ...]:
+        """The named releases in version order; all (with a series, if `patched`) when none is."""
+        get = self.get_patched if patched else self.get
+        wanted = {get(name).name for name in names}
+        pool = self.patched if patched else tuple(self.releases.values())
+        return tuple(r for r in pool if not wanted or r.name in wanted)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(near)}? Known: {', '.join(names)}"
+    return f"Name one of {', '.join(names)}"
+
+
+def load(path: Path) -> Versions:
+    """Read VERSIONS.toml at `path`.
+
+    Raises:
+        OverlayError: it can't be read, is no TOML, or has a missing, unknown or wrong key.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OverlayError(
+            f"cannot read {path}", str(error), "restore it from git", Exit.USAGE
+        ) from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Versions:
+    """Parse the text of a VERSIONS.toml; `where` names it in errors.
+
+    Raises:
+        OverlayError: no TOML, or a missing, unknown or wrong key.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise OverlayError(
+            f"{where} is not TOML", str(error), "mend that line", Exit.USAGE
+        ) from error
+    try:
+        return Versions.model_validate(_with_names(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "top level"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise OverlayError(
+            f"{where} is wrong at {place}", f"{first['msg']}{more}", "mend that key", Exit.USAGE
+        ) from error
+
+
+def _with_names(raw: dict[str, object]) -> dict[str, object]:
+    """The parsed TOML with each release told its name, in version order."""
+    releases = raw.get("releases")
+    if not isinstance(releases, dict):
+        return raw
+    named = {
+        name: {**body, "name": name} if isinstance(body, dict) else body
+        for name, body in releases.items()
+    }
+    return {**raw, "releases": dict(sorted(named.items(), key=_version_order))}
+
+
+def _version_order(item: tuple[str, object]) -> tuple[bool, Version]:
+    try:
+        return False, Version(item[0])
+    except InvalidVersion:
+        return True, Version("0")

@@ -1,0 +1,62 @@
+"""What every command works with: the project, its releases, the cache and the tree store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from overlay import series, tree, versions
+from overlay.console import Progress
+from overlay.project import Project
+from overlay.series import PatchPath
+from overlay.sources import Cache, Fetcher
+from overlay.tree import Result, Store
+from overlay.versions import Release, Versions
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """One run of the tool."""
+
+    project: Project
+    fetcher: Fetcher
+
+    @classmethod
+    def open(cls, project: Project, cache: Path, *, offline: bool = False) -> Workspace:
+        """A workspace with the project's VERSIONS.toml, with the default index settings."""
+        name = versions.load(project.versions_file).upstream.project
+        return cls(project, Fetcher(Cache(cache), name, offline=offline))
+
+    @cached_property
+    def versions(self) -> Versions:
+        """VERSIONS.toml."""
+        return versions.load(self.project.versions_file)
+
+    @cached_property
+    def store(self) -> Store:
+        """The releases' source trees."""
+        return Store.open(self.fetcher.cache.folder)
+
+    @property
+    def progress(self) -> Progress:
+        """Where long work shows how far it is."""
+        return self.fetcher.progress
+
+    def series(self, release: Release) -> tuple[PatchPath, ...]:
+        """The patches of a release, in order; none for a control."""
+        return series.read(self.project.patches, release.series) if release.series else ()
+
+    def base(self, release: Release) -> str:
+        """Commit of the release's unpacked sdist in the store."""
+        return self.store.base(release, lambda: self.fetcher.fetch(release, "sdist", check=True))
+
+    def apply(self, release: Release, until: str | None = None) -> Result:
+        """The release with its series applied, or with the patches before topic `until`."""
+        patches = self.series(release)
+        if until is not None:
+            topics = [p.topic for p in patches]
+            patches = patches[: topics.index(until)]
+        return tree.apply_series(
+            self.store, release, self.base(release), self.project.patches, patches
+        )
