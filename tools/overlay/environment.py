@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.specifiers import SpecifierSet
+
 from overlay.console import log_for
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
@@ -31,6 +33,13 @@ def find_uv() -> str:
             Exit.ENVIRONMENT,
         )
     return found
+
+
+def choose_python(allowed: str) -> str:
+    """What to pass to uv's --python: this interpreter if `allowed` admits it, else the range,
+    for uv to find or fetch one."""
+    mine = ".".join(map(str, sys.version_info[:3]))
+    return sys.executable if SpecifierSet(allowed).contains(mine) else allowed
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from io import StringIO
 
@@ -72,10 +72,25 @@ class Hunk:
     """0-based line in the old file."""
     new_start: int
     """0-based line in the new file."""
+    at_start: bool
+    """It claims the first line, so git lets it match there alone."""
+    at_end: bool
+    """It has no context after its change, so git lets it match at the file's end alone."""
 
     def reversed(self) -> Hunk:
         """The hunk that takes this one back."""
-        return Hunk(self.header, self.new, self.old, self.new_start, self.old_start)
+        return replace(
+            self, old=self.new, new=self.old, old_start=self.new_start, new_start=self.old_start
+        )
+
+    def places(self, image: Sequence[str]) -> list[int]:
+        """0-based lines of `image` where the old side stands and git would accept it."""
+        found = find_lines(image, self.old, self.new_start)
+        if self.at_start:
+            found = [at for at in found if at == 0]
+        if self.at_end:
+            found = [at for at in found if at + len(self.old) == len(image)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -170,6 +185,8 @@ def _hunk(parsed: ParsedHunk) -> Hunk:
         tuple(sides["new"]),
         _zero_based(parsed.source_start, parsed.source_length),
         _zero_based(parsed.target_start, parsed.target_length),
+        at_start=parsed.source_start <= 1,
+        at_end=not parsed or parsed[-1].line_type in "+-",
     )
 
 
@@ -220,7 +237,7 @@ def _wrong_existence(file: FileDiff, before: str | None) -> HunkMatch:
 
 
 def _locate(path: str, number: int, hunk: Hunk, image: Sequence[str]) -> HunkMatch:
-    places = find_lines(image, hunk.old, hunk.new_start)
+    places = hunk.places(image)
     wanted = hunk.new_start
     if wanted in places:
         return HunkMatch(path, number, hunk.header, MatchKind.CLEAN, 0, wanted + 1)
@@ -254,7 +271,7 @@ def _demand_unique(
         return matches
     checked = []
     for hunk, match in zip(file.hunks, matches, strict=True):
-        places = find_lines(image, hunk.old, hunk.old_start)
+        places = hunk.places(image)
         if match.kind is MatchKind.CLEAN and len(places) > 1:
             lines = tuple(f"line {place + 1}" for place in places)
             match = HunkMatch(

@@ -52,7 +52,6 @@ def build(versions: Versions, release: Release, patches: Sequence[patches_module
         type=ComponentType.LIBRARY,
         purl=PackageURL("pypi", None, project, local),
         bom_ref=f"{project}@{local}",
-        modified=True,
         pedigree=Pedigree(
             ancestors=[upstream],
             patches=[_patch(patch) for patch in patches],

@@ -17,7 +17,7 @@ from typing import Literal
 
 from overlay import wheel
 from overlay.console import log_for
-from overlay.environment import find_uv
+from overlay.environment import choose_python, find_uv
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 from overlay.workspace import Workspace
@@ -93,6 +93,11 @@ def build_wheel(
     """
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as scratch:
         sdist = build_sdist(workspace, release, Path(scratch)).path
+        # Unpacked, since upstream's setup.py adds the target to the version (…+llama4.1.empty)
+        # and uv holds a wheel built from an archive to the archive's version.
+        tree = Path(scratch, sdist.name.removesuffix(".tar.gz"))
+        with tarfile.open(sdist) as tar:
+            tar.extractall(scratch, filter="data")
         out = Path(scratch, "wheel")
         version = workspace.versions.local_version(release)
         environment = {
@@ -102,8 +107,8 @@ def build_wheel(
         }
         log_for(release.name).info("building %s from source for %s", version, target)
         command = [
-            find_uv(), "build", "--wheel", "--python", workspace.versions.python,
-            "--out-dir", str(out), str(sdist),
+            find_uv(), "build", "--wheel", "--python", choose_python(workspace.versions.python),
+            "--out-dir", str(out), str(tree),
         ]  # fmt: skip
         done = subprocess.run(command, env=environment, check=False)
         wheels = list(out.glob("*.whl"))

@@ -162,7 +162,7 @@ class Fetcher:
         if have:
             headers["Range"] = f"bytes={have}-"
         with self._http.get_stream(link.normalized, headers=headers) as response:
-            if response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+            if response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
                 part.unlink(missing_ok=True)
                 raise httpx2.TransportError("the server cannot resume; starting over")
             response.raise_for_status()
@@ -173,7 +173,7 @@ class Fetcher:
                 part.open("r+b" if have else "wb") as out,
             ):
                 out.seek(have)
-                for chunk in response.iter_bytes(CHUNK):
+                for chunk in response.iter_bytes():
                     have += len(chunk)
                     if have > pinned.size:
                         break

@@ -114,11 +114,7 @@ class Release(_Model):
     @field_validator("requires_python")
     @classmethod
     def _is_specifier(cls, value: str) -> str:
-        try:
-            SpecifierSet(value)
-        except InvalidSpecifier as error:
-            raise ValueError(f"{value!r} is not a version specifier") from error
-        return value
+        return _specifier(value)
 
     @model_validator(mode="after")
     def _overlay_fields_go_together(self) -> Release:
@@ -149,10 +145,15 @@ class Versions(_Model):
     """Version of this file's layout."""
     upstream: Upstream
     overlay: Overlay
-    python: Annotated[str, StringConstraints(pattern=r"^3\.\d+$")]
-    """The Python version that test environments and source builds use."""
+    python: str
+    """Python versions that every release's environments and source builds work on."""
     releases: Mapping[str, Release]
     """By name, in version order."""
+
+    @field_validator("python")
+    @classmethod
+    def _is_specifier(cls, value: str) -> str:
+        return _specifier(value)
 
     @cached_property
     def patched(self) -> tuple[Release, ...]:
@@ -202,6 +203,14 @@ class Versions(_Model):
         wanted = {get(name).name for name in names}
         pool = self.patched if patched else tuple(self.releases.values())
         return tuple(r for r in pool if not wanted or r.name in wanted)
+
+
+def _specifier(value: str) -> str:
+    try:
+        SpecifierSet(value)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{value!r} is not a version specifier") from error
+    return value
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -21,8 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from filelock import FileLock
-
 from overlay import rawzip, sbom
 from overlay.console import log_for
 from overlay.errors import Exit, OverlayError
@@ -293,23 +291,23 @@ def _write_atomically(
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):
-            handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-            temporary = Path(name)
-            with os.fdopen(handle, "wb", buffering=0) as out, _Sha256OfFile(source) as check:
-                digest = hashlib.sha256()
+        # No lock: the temporary's name is unique, and two builds rename the same bytes.
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "wb", buffering=0) as out, _Sha256OfFile(source) as check:
+            digest = hashlib.sha256()
 
-                def write(data: bytes) -> None:
-                    out.write(data)
-                    digest.update(data)
+            def write(data: bytes) -> None:
+                out.write(data)
+                digest.update(data)
 
-                repack(release, stream, members, what, write)
-                if check.hexdigest() != release.wheel.sha256:
-                    raise _damaged(release, source)
-                os.fsync(out.fileno())
-                size = out.tell()
-            temporary.chmod(0o644)
-            temporary.replace(target)
+            repack(release, stream, members, what, write)
+            if check.hexdigest() != release.wheel.sha256:
+                raise _damaged(release, source)
+            os.fsync(out.fileno())
+            size = out.tell()
+        temporary.chmod(0o644)
+        temporary.replace(target)
     except (OSError, OverflowError, zipfile.BadZipFile) as error:
         if isinstance(error, zipfile.BadZipFile):
             raise _damaged(release, source) from error

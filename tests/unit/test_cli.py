@@ -1,0 +1,128 @@
+"""The command as a user meets it: exit statuses, one line an error, nothing half-done."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overlay.cli import cli
+
+from .conftest import Ran, Upstream
+
+Run = Callable[..., Ran]
+
+
+@pytest.mark.parametrize("name", [None, *sorted(cli.commands)])
+def test_every_command_has_help_with_an_example(run: Run, name: str | None) -> None:
+    ran = run(*([name] if name else []), "--help")
+    assert ran.status == 0
+    assert "Example:\n" in ran.out
+    assert "Exit status:" in ran.out
+
+
+def test_build_and_verify(run: Run, tmp_path: Path) -> None:
+    built = run("build", "1.0", "--out", str(tmp_path / "dist"))
+    assert built.status == 0, built.err
+    (path,) = (tmp_path / "dist").iterdir()
+    assert f"pip install '{path}'" in built.out
+    verified = run("verify", str(path))
+    assert verified.status == 0, verified.err
+    assert verified.out.count(" ok ") == 5
+
+
+def test_build_json(run: Run, tmp_path: Path) -> None:
+    found = json.loads(run("build", "1.0", "--out", str(tmp_path), "--json").out)
+    assert set(found) == {"file", "sha256", "size"}
+    assert Path(found["file"]).stat().st_size == found["size"]
+
+
+def test_patched_sdist(run: Run, tmp_path: Path) -> None:
+    assert run("build", "1.1", "--sdist", "--out", str(tmp_path)).status == 0
+    assert (tmp_path / "vllm-1.1+llama4.1.tar.gz").is_file()
+
+
+def test_apply(run: Run, tmp_path: Path) -> None:
+    ran = run("apply", "1.1", str(tmp_path / "tree"))
+    assert ran.status == 0, ran.err
+    assert "attention-signatures/1.0.patch: offset (offset +3)" in ran.out
+    again = run("apply", "1.1", str(tmp_path / "tree"))
+    assert again.status == 6
+    assert "is in the way" in again.err
+
+
+def test_fetch_prints_paths(run: Run, upstream: Upstream) -> None:
+    ran = run("fetch", "1.0", "--wheel")
+    assert ran.out.strip() == str(upstream.cache / "files/vllm-1.0-cp38-abi3-manylinux1_x86_64.whl")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "text"),
+    [
+        (("build", "1.2"), 2, "Did you mean 1.1 or 1.0"),
+        (("build", "0.9"), 2, "release 0.9 has no patches"),
+        (("build",), 2, "Missing argument 'RELEASE'"),
+        (("build", "1.0", "--fuzz"), 2, "No such option"),
+        (("build", "1.0", "--source"), 2, "--source goes with --target"),
+        (("fetch",), 2, "name one or more releases, or pass --all"),
+        (("fetch", "1.0", "--all"), 2, "not both"),
+        (("apply", "1.0", "--until", "nothing"), 2, "no topic 'nothing'"),
+        (("verify", "gone.whl"), 2, "there is no such file"),
+        (("biuld", "1.0"), 2, "No such command"),
+    ],
+)
+def test_wrong_usage(run: Run, arguments: tuple[str, ...], status: int, text: str) -> None:
+    ran = run(*arguments)
+    assert (ran.status, ran.out) == (status, "")
+    assert text in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_offline_with_an_empty_cache(run: Run, tmp_path: Path) -> None:
+    ran = run("build", "1.0", flags=("--offline", "--cache", str(tmp_path / "empty")))
+    assert ran.status == 3
+    assert ran.err.count("\n") == 1
+    assert "vllm-1.0.tar.gz is not in the cache" in ran.err
+
+
+def test_patch_that_does_not_apply(run: Run, upstream: Upstream, tmp_path: Path) -> None:
+    file = upstream.patches / "attention-signatures/1.0.patch"
+    file.write_text(file.read_text().replace("     def __init__", "     def __new__").replace(
+        " self.num_heads = num_heads", " self.count = num_heads"))  # fmt: skip
+    ran = run("build", "1.0", "--out", str(tmp_path / "dist"))
+    assert ran.status == 5
+    assert ran.err.count("\n") == 1
+    assert "hunk 1" in ran.err
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_unwritable_dist(run: Run, tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    assert run("build", "1.0", "--out", str(tmp_path / "dist")).status == 6
+
+
+@pytest.mark.parametrize("option", ["cache", "dist"])
+def test_a_file_where_a_folder_should_be(run: Run, tmp_path: Path, option: str) -> None:
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    flags = ("--cache", str(blocker / "x")) if option == "cache" else ()
+    out = ("--out", str(blocker / "x")) if option == "dist" else ()
+    ran = run("build", "1.0", *out, flags=flags)
+    assert ran.status == 6
+    assert ran.err.count("error: ") == 1
+    assert "Traceback" not in ran.err
+
+
+def test_no_overlay_here(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "overlay", "--root", str(tmp_path), "validate", "--all"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "there is no VERSIONS.toml" in done.stderr
