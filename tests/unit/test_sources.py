@@ -25,8 +25,10 @@ def _no_waiting() -> Iterator[None]:
     stamina.set_testing(False)
 
 
-def fetcher(upstream: Upstream, folder: Path, **settings: tuple[str, ...]) -> Fetcher:
-    chosen = IndexSettings(**settings, timeout=5.0)
+def fetcher(
+    folder: Path, *, index_urls: tuple[str, ...] = (), find_links: tuple[str, ...] = ()
+) -> Fetcher:
+    chosen = IndexSettings(index_urls, find_links, timeout=5.0)
     return Fetcher(Cache(folder), "vllm", lambda: chosen, progress=Progress(enabled=False))
 
 
@@ -37,7 +39,7 @@ def release_wheel(upstream: Upstream) -> bytes:
 
 def fetch(upstream: Upstream, folder: Path, url: str) -> Path:
     release = upstream.workspace().versions.get("1.0")
-    return fetcher(upstream, folder, index_urls=(url,)).fetch(release, "wheel")
+    return fetcher(folder, index_urls=(url,)).fetch(release, "wheel")
 
 
 def files(folder: Path) -> list[str]:
@@ -135,7 +137,7 @@ def test_offline(upstream: Upstream, tmp_path: Path) -> None:
 
 def test_a_file_damaged_in_the_cache_is_found(upstream: Upstream, tmp_path: Path) -> None:
     release = upstream.workspace().versions.get("1.0")
-    fetcher_ = fetcher(upstream, tmp_path / "c", find_links=(str(upstream.served),))
+    fetcher_ = fetcher(tmp_path / "c", find_links=(str(upstream.served),))
     path = fetcher_.fetch(release, "wheel")
     data = bytearray(path.read_bytes())
     data[100] ^= 1

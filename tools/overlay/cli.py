@@ -195,7 +195,9 @@ def _styled(text: str) -> str:
 
 
 def _print_validation(report: validate_module.Report) -> None:
-    table = Table("release", *report.topics, "tree", box=None, pad_edge=False)
+    # A topic's words under one another: twelve topics must fit a terminal.
+    headings = (topic.replace("-", "-\n") for topic in report.topics)
+    table = Table("release", *headings, "tree", box=None, pad_edge=False)
     for row in report.rows:
         cells = (_styled(row.cells.get(topic, "—")) for topic in report.topics)
         table.add_row(row.release.name, *cells, _styled(row.tree))

@@ -1,0 +1,88 @@
+"""Sessions for developers and CI. They call `vllm-overlay`; there is no logic here.
+
+    nox                          what the README calls the tests: lint, types, units, validate
+    nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
+    nox -s wheels                every wheel built twice, compared and verified
+    nox -s bench                 the figures of docs/benchmarks.md
+"""
+
+from __future__ import annotations
+
+
+import nox
+
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "types", "unit", "validate"]
+nox.options.error_on_missing_interpreters = True
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+VERSIONS = nox.project.load_toml("VERSIONS.toml")
+RELEASES = list(VERSIONS["releases"])
+PATCHED = [name for name, release in VERSIONS["releases"].items() if "series" in release]
+
+
+def group(name: str) -> list[str]:
+    """A dependency group of pyproject.toml."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+@nox.session(tags=["quick"])
+def lint(session: nox.Session) -> None:
+    """Ruff: style and format."""
+    session.install(*group("lint"))
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(tags=["quick"])
+def types(session: nox.Session) -> None:
+    """Mypy --strict over tools, tests and this file."""
+    session.install("-e", ".", *group("lint"), *group("test"), "nox")
+    session.run("mypy")
+
+
+@nox.session(tags=["quick"])
+def unit(session: nox.Session) -> None:
+    """The tool's own tests, on a make-believe upstream; no network."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", "-n", "auto", *session.posargs)
+
+
+@nox.session(tags=["quick"])
+def validate(session: nox.Session) -> None:
+    """Every series applies, is canonical and as locked; real quilt agrees."""
+    session.install("-e", ".", *group("test"))
+    session.run("vllm-overlay", "validate", "--all")
+    session.run("pytest", "tests/quilt", *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+def wheels(session: nox.Session) -> None:
+    """Every patched wheel: built twice, byte-identical, verified."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "selfcheck", "--all", *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+@nox.parametrize("release", RELEASES, ids=RELEASES)
+def regress(session: nox.Session, release: str) -> None:
+    """FAIL_TO_PASS tests of one release, on its stock and on its patched wheel."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "regress", release, *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+@nox.parametrize("release", PATCHED, ids=PATCHED)
+def source(session: nox.Session, release: str) -> None:
+    """A source build for the device `empty`, imported."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "build", release, "--source", "--target", "empty")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Repacking against wheel unpack + pack, and where validate's time goes."""
+    session.install("-e", ".", *group("bench"))
+    session.run("vllm-overlay", "bench", *session.posargs)

@@ -1,0 +1,219 @@
+"""FAIL_TO_PASS: the regression tests on a release's stock wheel, then on the patched one.
+
+Both are installed as a user would, one after the other in the same environment. The tests
+never look at whether the wheel is patched; what stock is expected to fail, and with which
+error, they state in junit properties (tests/regress/conftest.py), and `judge` compares.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from overlay import wheel
+from overlay.console import log_for
+from overlay.environment import Environment, choose_python
+from overlay.errors import Exit, OverlayError
+from overlay.versions import Release
+from overlay.workspace import Workspace
+
+#: Seconds for one run of the tests; a hang is an error and no wait.
+TIMEOUT = 900.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test in one run."""
+
+    name: str
+    """Node id."""
+    outcome: str
+    """passed, failed, error or skipped."""
+    message: str
+    """Why it failed or was skipped."""
+    expect_on_stock: str
+    """pass or fail."""
+    raises: str
+    """Regex that a failure on stock must match."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A release's two runs, compared."""
+
+    release: str
+    fail_to_pass: tuple[str, ...]
+    """Tests that failed on stock with the very error and passed on patched."""
+    pass_to_pass: tuple[str, ...]
+    """Tests that passed on both."""
+    skipped: dict[str, str]
+    """Tests that ran on neither, with the reason."""
+    problems: tuple[str, ...]
+    """What should not be so, a line each."""
+
+
+def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Verdict:
+    """Test `release` in a new environment under `folder`, which is removed unless `keep`.
+
+    A control has no patched wheel: its stock wheel must pass every test.
+    junit XML and pytest's output of both runs stay in `folder`.
+
+    Raises:
+        OverlayError: the wheel can't be built, an environment can't be made, or pytest itself
+            breaks (a failing test is no exception: it is in the verdict).
+    """
+    log = log_for(release.name)
+    tests = workspace.project.root / "tests"
+    if not tests.is_dir():
+        raise OverlayError(
+            "no regression tests here", f"{tests} does not exist",
+            "Run it in a checkout of the overlay", Exit.USAGE,
+        )  # fmt: skip
+    official = workspace.fetcher.fetch(release, "wheel", check=True)
+    built = wheel.build(workspace, release, folder / "dist").path if release.is_patched else None
+    environment = _environment(workspace, release, folder / "venv", official)
+    try:
+        stock = _pytest(environment, tests, folder, "stock")
+        patched = None
+        if built:
+            _install(environment, built)
+            patched = _pytest(environment, tests, folder, "patched")
+    finally:
+        if not keep:
+            shutil.rmtree(environment.folder, ignore_errors=True)
+    verdict = judge(release.name, stock, patched)
+    log.info("%s", summary(verdict))
+    return verdict
+
+
+def _environment(
+    workspace: Workspace, release: Release, folder: Path, official: Path
+) -> Environment:
+    log = log_for(release.name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
+    environment = Environment.create(folder, release, choose_python(workspace.versions.python))
+    _install(environment, official)
+    log.info("environment with stock %s after %.0f s", release.name, time.monotonic() - start)
+    return environment
+
+
+def _install(environment: Environment, file: Path) -> None:
+    """Install a wheel with the release's own pins and what its metadata leaves open."""
+    environment.install(str(file), *environment.release.constraints, "pytest")
+
+
+def _pytest(environment: Environment, tests: Path, folder: Path, which: str) -> list[Case]:
+    log = log_for(environment.release.name)
+    xml = folder / f"{which}.xml"
+    xml.unlink(missing_ok=True)
+    arguments = [
+        "-m", "pytest", "-p", "no:cacheprovider", "-c", str(tests / "regress" / "pytest.ini"),
+        "--rootdir", str(tests), str(tests / "regress"), "-q", "-rs", f"--junitxml={xml}",
+    ]  # fmt: skip
+    start = time.monotonic()
+    try:
+        done = environment.run(arguments, {}, folder, TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise _broken(environment, which, f"no end after {TIMEOUT:.0f} s") from error
+    output = folder / f"{which}.log"
+    output.write_text(done.stdout + done.stderr, "utf-8")
+    if done.returncode not in (0, 1) or not xml.is_file():
+        last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it said nothing"]
+        raise _broken(environment, which, f"exit status {done.returncode}: {last[0]}; see {output}")
+    cases = read_junit(xml.read_text("utf-8"))
+    failed = sum(c.outcome in ("failed", "error") for c in cases)
+    log.info("%s: %d tests, %d failed, %.0f s", which, len(cases), failed, time.monotonic() - start)
+    return cases
+
+
+def _broken(environment: Environment, which: str, why: str) -> OverlayError:
+    return OverlayError(
+        f"{environment.release.name}: pytest broke on the {which} wheel", why,
+        "Run it again with --keep and look into the environment", Exit.ENVIRONMENT,
+    )  # fmt: skip
+
+
+def read_junit(xml: str) -> list[Case]:
+    """The tests of a junit XML file that pytest wrote."""
+    return [_case(node) for node in ElementTree.fromstring(xml).iter("testcase")]
+
+
+def _case(node: ElementTree.Element) -> Case:
+    properties = {p.get("name"): p.get("value", "") for p in node.iter("property")}
+    outcome, message = "passed", ""
+    for child, found in (("skipped", "skipped"), ("failure", "failed"), ("error", "error")):
+        result = node.find(child)
+        if result is not None:
+            outcome, message = found, f"{result.get('message', '')}\n{result.text or ''}"
+    name = f"{node.get('classname', '')}::{node.get('name', '')}"
+    return Case(
+        name,
+        outcome,
+        message.strip(),
+        properties.get("expect_on_stock", "pass"),
+        properties.get("raises", ""),
+    )
+
+
+def judge(release: str, stock: Iterable[Case], patched: Iterable[Case] | None) -> Verdict:
+    """Compare the two runs; `patched` is None for a control.
+
+    A test expected to fail on stock must fail there with an error that its regex matches, and
+    pass on patched. Any other must pass on both, or be skipped on both.
+    """
+    before = {case.name: case for case in stock}
+    after = before if patched is None else {case.name: case for case in patched}
+    problems = [f"{name}: ran on one wheel only" for name in before.keys() ^ after.keys()]
+    fail_to_pass, pass_to_pass, skipped = [], [], {}
+    for name in before.keys() & after.keys():
+        old, new = before[name], after[name]
+        if old.outcome == new.outcome == "skipped":
+            skipped[name] = old.message.split("\n")[0]
+        elif found := _problem(old, new):
+            problems.append(f"{name}: {found}")
+        elif old.expect_on_stock == "fail":
+            fail_to_pass.append(name)
+        else:
+            pass_to_pass.append(name)
+    if not fail_to_pass and not pass_to_pass:
+        problems.append("no test ran")
+    return Verdict(
+        release,
+        tuple(sorted(fail_to_pass)),
+        tuple(sorted(pass_to_pass)),
+        dict(sorted(skipped.items())),
+        tuple(f"{release}: {problem}" for problem in sorted(problems)),
+    )
+
+
+def _problem(old: Case, new: Case) -> str | None:
+    """What is wrong with a pair, or None."""
+    if old.expect_on_stock == "fail":
+        if old.outcome == "passed":
+            return "passes on stock, where it should fail"
+        if old.outcome == "skipped" or not re.search(old.raises, old.message):
+            return f"{old.outcome} on stock, but not with {old.raises!r}: {_last_line(old)}"
+    elif old.outcome != "passed":
+        return f"{old.outcome} on stock: {_last_line(old)}"
+    if new.outcome != "passed":
+        return f"{new.outcome} on patched: {_last_line(new)}"
+    return None
+
+
+def _last_line(case: Case) -> str:
+    return case.message.split("\n")[0]
+
+
+def summary(verdict: Verdict) -> str:
+    """The verdict in a line."""
+    return (
+        f"{len(verdict.fail_to_pass)} FAIL_TO_PASS, {len(verdict.pass_to_pass)} PASS_TO_PASS, "
+        f"{len(verdict.skipped)} skipped, {len(verdict.problems)} problems"
+    )
