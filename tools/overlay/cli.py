@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
+import tempfile
 from pathlib import Path
 from typing import NoReturn, get_args
 
 import click
 from rich.table import Table
 
+from overlay import bench as bench_module
 from overlay import lock as lock_module
+from overlay import regress as regress_module
 from overlay import sdist, wheel
 from overlay import validate as validate_module
 from overlay import verify as verify_module
@@ -296,6 +300,96 @@ def lock(workspace: Workspace, releases: tuple[str, ...], everything: bool, dry_
         lock_module.write(workspace.project.versions_file, real)
     verb = "would change" if dry_run else "changed"
     out.print(f"{len(real)} of {len(changes)} tree ids {verb}")
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("release")
+@click.option("--keep", is_flag=True, help="Keep the environment, for a look into it.")
+@click.option(
+    "--work",
+    "folder",
+    default="work/regress",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Where the environment, junit XML and logs go, in a folder of the release's name.",
+)
+@json_option
+@pass_workspace
+def regress(workspace: Workspace, release: str, keep: bool, folder: Path, as_json: bool) -> None:
+    """Run the regression tests on a release's stock wheel, then on the patched one.
+
+    Tests marked FAIL_TO_PASS must fail on stock with the very error and pass on patched; all
+    others must pass on both. Needs 10 GB of disk for a while, no GPU.
+
+    \b
+    Example:
+      vllm-overlay regress 0.8.3
+    """
+    one = workspace.versions.get(release)
+    verdict = regress_module.run(workspace, one, (folder / one.name).absolute(), keep)
+    if as_json:
+        print_json(dataclasses.asdict(verdict))
+    else:
+        _print_verdict(verdict)
+    if verdict.problems:
+        sys.exit(Exit.PROBLEMS)
+
+
+def _print_verdict(verdict: regress_module.Verdict) -> None:
+    for name in verdict.fail_to_pass:
+        out.print(f"FAIL_TO_PASS {name}", markup=False)
+    for name, why in verdict.skipped.items():
+        out.print(f"SKIPPED {name}: {why}", markup=False)
+    for problem in verdict.problems:
+        err.print(problem, style="red", markup=False)
+    out.print(f"{verdict.release}: {regress_module.summary(verdict)}")
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--repeat", default=3, show_default=True, help="Runs of each; the best counts.")
+@click.option("--write", "target", type=click.Path(path_type=Path), help="Write it to a file too.")
+@pass_workspace
+def bench(workspace: Workspace, repeat: int, target: Path | None) -> None:
+    """Measure repacking and validation; prints Markdown.
+
+    \b
+    Example:
+      vllm-overlay bench --write docs/benchmarks.md
+    """
+    text = bench_module.bench(workspace, repeat)
+    sys.stdout.write(text)
+    if target:
+        target.write_text(text, "utf-8")
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@pass_workspace
+def selfcheck(workspace: Workspace, releases: tuple[str, ...], everything: bool) -> None:
+    """Build each wheel twice, compare the bytes and verify them; nothing is kept.
+
+    \b
+    Example:
+      vllm-overlay selfcheck 0.8.3 0.10.2
+    """
+    _demand_names(releases, everything)
+    wrong = 0
+    for one in workspace.versions.select(releases, patched=True):
+        with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+            first = wheel.build(workspace, one, Path(folder, "first"))
+            second = wheel.build(workspace, one, Path(folder, "second"))
+            checks = verify_module.verify(workspace, first.path)
+        problems = [problem for check in checks for problem in check.problems]
+        if first.sha256 != second.sha256:
+            problems.append("a second build has other bytes")
+        for problem in problems:
+            err.print(f"{one.name}: {problem}", style="red", markup=False)
+        verdict = "wrong" if problems else "verified, twice the same"
+        out.print(f"{first.sha256}  {first.path.name}  {verdict}")
+        wrong += len(problems)
+    if wrong:
+        sys.exit(Exit.PROBLEMS)
 
 
 def main() -> NoReturn:
