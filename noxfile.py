@@ -1,9 +1,9 @@
 """Sessions for developers and CI. They call `vllm-overlay`; there is no logic here.
 
-    nox                          what the README calls the tests: lint, types, units, validate
-    nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
-    nox -s wheels                every wheel built twice, compared and verified
-    nox -s bench                 the figures of docs/benchmarks.md
+nox                          what the README calls the tests: lint, types, units, validate
+nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
+nox -s wheels                every wheel built twice, compared and verified
+nox -s bench                 the figures of docs/benchmarks.md
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import io
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from overlay import lock
+from overlay.cli import main
 from overlay.console import Progress
 from overlay.index import IndexSettings
 from overlay.project import Project
@@ -223,10 +225,13 @@ def pin(path: Path, key: str, release: str) -> str:
     )
 
 
-@pytest.fixture
-def bare_upstream(tmp_path: Path) -> Upstream:
+def at(folder: Path) -> Upstream:
+    return Upstream(folder / "served", folder / "overlay", folder / "cache")
+
+
+def make_releases(folder: Path) -> Upstream:
     """The releases, with empty series."""
-    upstream = Upstream(tmp_path / "served", tmp_path / "overlay", tmp_path / "cache")
+    upstream = at(folder)
     upstream.served.mkdir()
     (upstream.patches / "series").mkdir(parents=True)
     toml = (
@@ -253,12 +258,29 @@ def bare_upstream(tmp_path: Path) -> Upstream:
     return upstream
 
 
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Both upstreams, made once; tests work on copies."""
+    bare, patched = tmp_path_factory.mktemp("bare"), tmp_path_factory.mktemp("patched")
+    make_releases(bare)
+    upstream = make_releases(patched)
+    upstream.patch("attention-signatures/1.0.patch", accept_use_irope, series=("1.0", "1.1"))
+    upstream.lock()
+    return {"bare": bare, "patched": patched}
+
+
 @pytest.fixture
-def upstream(bare_upstream: Upstream) -> Upstream:
+def bare_upstream(templates: dict[str, Path], tmp_path: Path) -> Upstream:
+    """The releases, with empty series."""
+    shutil.copytree(templates["bare"], tmp_path, dirs_exist_ok=True)
+    return at(tmp_path)
+
+
+@pytest.fixture
+def upstream(templates: dict[str, Path], tmp_path: Path) -> Upstream:
     """The releases with one topic, shared: clean on 1.0, at an offset on 1.1."""
-    bare_upstream.patch("attention-signatures/1.0.patch", accept_use_irope, series=("1.0", "1.1"))
-    bare_upstream.lock()
-    return bare_upstream
+    shutil.copytree(templates["patched"], tmp_path, dirs_exist_ok=True)
+    return at(tmp_path)
 
 
 @dataclass(frozen=True)
@@ -271,24 +293,22 @@ class Ran:
 
 
 @pytest.fixture
-def run(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    """Run `vllm-overlay` on the make-believe upstream, in a process of its own."""
-    return runner(upstream, monkeypatch)
+def run(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ran]:
+    """Run `vllm-overlay` on the make-believe upstream."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.chdir(upstream.root.parent)
 
-
-def runner(upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Ran]:
-    def call(*arguments: str, flags: tuple[str, ...] = (), cwd: Path | None = None) -> Ran:
-        import sys
-
+    def call(*arguments: str, flags: tuple[str, ...] = ()) -> Ran:
         command = [
-            sys.executable, "-m", "overlay", "--root", str(upstream.root), "--cache",
-            str(upstream.cache), "--find-links", str(upstream.served), *flags, *arguments,
+            "vllm-overlay", "--root", str(upstream.root), "--cache", str(upstream.cache),
+            "--find-links", str(upstream.served), *flags, *arguments,
         ]  # fmt: skip
-        monkeypatch.setenv("PIP_NO_INDEX", "1")
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=cwd or upstream.root.parent, check=False,
-            timeout=120,
-        )  # fmt: skip
-        return Ran(done.returncode, done.stdout, done.stderr)
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return Ran(int(ended.value.code or 0), printed.out, printed.err)
 
     return call

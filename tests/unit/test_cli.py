@@ -119,6 +119,14 @@ def test_a_file_where_a_folder_should_be(run: Run, tmp_path: Path, option: str) 
     assert "Traceback" not in ran.err
 
 
+def test_a_process_of_its_own_ends_with_one_line_and_the_status(upstream: Upstream) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "overlay", "--root", str(upstream.root), "build", "1.2"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+
+
 def test_no_overlay_here(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "overlay", "--root", str(tmp_path), "validate", "--all"],
