@@ -8,9 +8,7 @@ nox -s bench                 the figures of docs/benchmarks.md
 
 from __future__ import annotations
 
-
 import nox
-
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"

@@ -1,0 +1,154 @@
+"""Fixtures, and what a run reports about itself.
+
+The tests pass or fail by what the installed vLLM does. Which of them a *stock* wheel is expected
+to fail is data (`expected.py`), attached to the tests by the marker
+
+    @pytest.mark.fail_to_pass(releases=[...], raises=r"regex of the error")
+
+and written to the junit XML as properties, so that whoever ran them against a stock and against a
+patched wheel of one release can judge the two files:
+
+* `expect_on_stock` is "fail" or "pass", for the installed release;
+* `fail_to_pass_releases` and `raises` are the marker's arguments.
+
+A test with `expect_on_stock` = "fail" must have failed on stock with a message that `raises`
+matches, and must pass on the patched wheel. Every other test must pass on both, or be skipped
+with the same reason on both.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports vllm or transformers.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+
+import torch
+
+from . import fake_cuda, third_party, tiny_llama4
+from .releases import CONTROLS, LLAMA4, RELEASES, in_order, installed_release
+
+MARKER = "fail_to_pass"
+
+SELECTION_ENV = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
+"""Environment variables that decide on engine and backend; vLLM itself sets the first."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        f"{MARKER}(releases, raises): stock vLLM fails the test in these releases with an error "
+        "that the regex matches, patched vLLM passes it",
+    )
+    try:
+        installed_release()
+    except (LookupError, metadata.PackageNotFoundError) as error:
+        raise pytest.UsageError(str(error)) from error
+    fake_cuda.install()
+
+
+def pytest_report_header() -> list[str]:
+    import vllm
+
+    return [
+        f"vllm: {vllm.__version__} (release {installed_release()})",
+        f"torch: {torch.__version__}",
+    ]
+
+
+def _expectation(item: pytest.Item) -> list[tuple[str, str]]:
+    """Return the junit properties that say what stock vLLM is expected to do."""
+    marker = item.get_closest_marker(MARKER)
+    if marker is None:
+        return [("expect_on_stock", "pass")]
+    releases = frozenset(marker.kwargs["releases"])
+    if unknown := releases - set(RELEASES):
+        raise pytest.UsageError(f"{item.nodeid}: {sorted(unknown)} are no releases")
+    if controls := releases & CONTROLS:
+        raise pytest.UsageError(f"{item.nodeid}: {sorted(controls)} are controls")
+    fails = installed_release() in releases
+    return [
+        ("expect_on_stock", "fail" if fails else "pass"),
+        ("fail_to_pass_releases", " ".join(in_order(releases))),
+        ("raises", marker.kwargs["raises"]),
+    ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.user_properties.extend(_expectation(item))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _suite_properties(record_testsuite_property: Callable[[str, object], None]) -> None:
+    """Say in the junit XML what was tested."""
+    import vllm
+
+    record_testsuite_property("vllm", vllm.__version__)
+    record_testsuite_property("release", installed_release())
+    record_testsuite_property("torch", torch.__version__)
+
+
+@pytest.fixture(autouse=True)
+def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each test with nothing forced and nothing remembered of other tests' choices."""
+    from vllm.attention import selector
+
+    for name in SELECTION_ENV:
+        # Set first: only then is what the test, or vLLM, puts there removed afterwards.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(fake_cuda.Device, "capability", (8, 0))
+    # FlashAttention asks torch, not vLLM's platform.
+    monkeypatch.setattr(
+        torch.cuda, "get_device_capability", lambda *_, **__: fake_cuda.Device.capability
+    )
+    # The ROCm backend asks which GPU this is.
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda *_, **__: fake_cuda.Device.properties
+    )
+    selector._cached_get_attn_backend.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a local model: a tiny Llama 4, or a tiny Llama where there is no Llama 4 yet."""
+    folder = tmp_path_factory.mktemp("model")
+    models = "vllm.model_executor.models."
+    if installed_release() not in LLAMA4:
+        tiny_llama4.register_in_process("LlamaForCausalLM", models + "llama")
+        return tiny_llama4.write_config(folder, tiny_llama4.LLAMA3_CONFIG)
+    tiny_llama4.register_in_process("Llama4ForConditionalGeneration", models + "mllama4")
+    return tiny_llama4.write_config(folder, tiny_llama4.CONFIG)
+
+
+@pytest.fixture
+def stubs() -> Iterator[Callable[[tuple[str, ...]], None]]:
+    """Return a function that stubs third-party packages until the end of the test."""
+    with ExitStack() as stack:
+
+        def stub(packages: tuple[str, ...]) -> None:
+            stack.enter_context(third_party.stubbed(packages))
+
+        yield stub
+
+
+@pytest.fixture
+def start_engine(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return a function that takes environment and arguments and gives an engine's config."""
+
+    def start(env: dict[str, str], **engine_args: str) -> Any:
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        return tiny_llama4.engine_config(model_folder, engine_args)
+
+    return start
