@@ -21,7 +21,7 @@ RELEASES = list(VERSIONS["releases"])
 PATCHED = [name for name, release in VERSIONS["releases"].items() if "series" in release]
 
 
-def group(name: str) -> list[str]:
+def group(name: str) -> tuple[str, ...]:
     """A dependency group of pyproject.toml."""
     return nox.project.dependency_groups(PYPROJECT, name)
 

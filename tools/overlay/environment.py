@@ -16,6 +16,9 @@ from overlay.console import log_for
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 
+#: uv caches kept, one a torch version.
+KEEP = 2
+
 
 def find_uv() -> str:
     """uv's executable: beside this Python (it is a dependency), else on the PATH.
@@ -43,11 +46,45 @@ def choose_python(allowed: str) -> str:
 
 
 @dataclass(frozen=True)
+class UvCache:
+    """uv's cache for the releases that pin one torch, under the overlay's own cache.
+
+    Environments are hard links into it, so releases with the same torch share its 6 to 8 GB.
+    At most `KEEP` such caches stay, so that the whole matrix fits a small disk; uv's cache of
+    the user is left alone.
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, cache: Path, release: Release) -> UvCache:
+        """The cache for `release`'s torch; those used longest ago are deleted."""
+        root = cache / "uv"
+        folder = root / f"torch-{release.torch}"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        by_age = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for old in by_age[KEEP:]:
+            shutil.rmtree(old, ignore_errors=True)
+        return cls(folder)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """This process's environment, with uv told to use it."""
+        return {**os.environ, "UV_CACHE_DIR": str(self.folder)}
+
+    def forget(self, project: str) -> None:
+        """Drop what is unpacked of `project`: each of its wheels is used once."""
+        subprocess.run([find_uv(), "cache", "clean", "--quiet", project], env=self.env, check=False)
+
+
+@dataclass(frozen=True)
 class Environment:
     """A virtual environment."""
 
     folder: Path
     release: Release
+    cache: UvCache
 
     @property
     def python(self) -> Path:
@@ -55,13 +92,13 @@ class Environment:
         return self.folder / "bin" / "python"
 
     @classmethod
-    def create(cls, folder: Path, release: Release, python: str) -> Environment:
+    def create(cls, folder: Path, release: Release, python: str, cache: UvCache) -> Environment:
         """Make an empty one in `folder`, in place of any that is there.
 
         Raises:
             OverlayError: no such Python, or the folder can't be written.
         """
-        environment = cls(folder, release)
+        environment = cls(folder, release, cache)
         environment._uv("venv", "--quiet", "--clear", "--python", python, str(folder))
         return environment
 
@@ -86,7 +123,13 @@ class Environment:
 
     def _uv(self, *arguments: str) -> None:
         log_for(self.release.name).debug("uv %s", " ".join(arguments))
-        done = subprocess.run([find_uv(), *arguments], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [find_uv(), *arguments],
+            env=self.cache.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if done.returncode:
             words = [line.strip() for line in done.stderr.splitlines() if line.strip()]
             raise OverlayError(

@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from overlay import wheel
 from overlay.console import log_for
-from overlay.environment import Environment, choose_python
+from overlay.environment import Environment, UvCache, choose_python
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 from overlay.workspace import Workspace
@@ -87,6 +87,7 @@ def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Ver
     finally:
         if not keep:
             shutil.rmtree(environment.folder, ignore_errors=True)
+            environment.cache.forget(workspace.versions.upstream.project)
     verdict = judge(release.name, stock, patched)
     log.info("%s", summary(verdict))
     return verdict
@@ -98,7 +99,9 @@ def _environment(
     log = log_for(release.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    environment = Environment.create(folder, release, choose_python(workspace.versions.python))
+    cache = UvCache.open(workspace.fetcher.cache.folder, release)
+    python = choose_python(workspace.versions.python)
+    environment = Environment.create(folder, release, python, cache)
     _install(environment, official)
     log.info("environment with stock %s after %.0f s", release.name, time.monotonic() - start)
     return environment

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import subprocess
 import tarfile
 import tempfile
@@ -17,7 +16,7 @@ from typing import Literal
 
 from overlay import wheel
 from overlay.console import log_for
-from overlay.environment import choose_python, find_uv
+from overlay.environment import UvCache, choose_python, find_uv
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 from overlay.workspace import Workspace
@@ -101,7 +100,7 @@ def build_wheel(
         out = Path(scratch, "wheel")
         version = workspace.versions.local_version(release)
         environment = {
-            **os.environ,
+            **UvCache.open(workspace.fetcher.cache.folder, release).env,
             "VLLM_TARGET_DEVICE": target,
             "SETUPTOOLS_SCM_PRETEND_VERSION": version,
         }
