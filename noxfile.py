@@ -76,7 +76,9 @@ def regress(session: nox.Session, release: str) -> None:
 def source(session: nox.Session, release: str) -> None:
     """A source build for the device `empty`, imported."""
     session.install("-e", ".")
-    session.run("vllm-overlay", "build", release, "--source", "--target", "empty")
+    out = session.create_tmp()
+    command = ("build", release, "--source", "--target", "empty", "--check-import", "--out", out)
+    session.run("vllm-overlay", *command)
 
 
 @nox.session

@@ -104,6 +104,7 @@ def _repack(workspace: Workspace, repeat: int) -> str:
         wheel = [sys.executable, "-m", "wheel"]
         unpack = measure([*wheel, "unpack", str(official), "-d", str(folder / "un")], folder)
         (unpacked,) = (folder / "un").iterdir()
+        (folder / "re").mkdir()
         pack = measure([*wheel, "pack", str(unpacked), "-d", str(folder / "re")], folder)
     theirs = Run(unpack.seconds + pack.seconds, max(unpack.peak_mib, pack.peak_mib))
     return f"""## Repacking {RELEASE} ({release.wheel.size / 1e6:.0f} MB)

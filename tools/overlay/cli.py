@@ -13,12 +13,12 @@ import click
 from rich.table import Table
 
 from overlay import bench as bench_module
+from overlay import environment, sdist, wheel
 from overlay import lock as lock_module
 from overlay import regress as regress_module
-from overlay import sdist, wheel
 from overlay import validate as validate_module
 from overlay import verify as verify_module
-from overlay.console import err, out, print_json, set_up_logging
+from overlay.console import err, log_for, out, print_json, set_up_logging
 from overlay.errors import Exit, OverlayError
 from overlay.index import pip_settings
 from overlay.project import cache_folder, find_project
@@ -220,6 +220,7 @@ def _print_validation(report: validate_module.Report) -> None:
 @click.option(
     "--target", type=click.Choice(get_args(sdist.Target)), help="With --source: the device."
 )
+@click.option("--check-import", is_flag=True, help="Import the wheel in a throwaway environment.")
 @json_option
 @pass_workspace
 def build(
@@ -229,6 +230,7 @@ def build(
     as_sdist: bool,
     source: bool,
     target: sdist.Target | None,
+    check_import: bool,
     as_json: bool,
 ) -> None:
     """Build the patched wheel by repacking the official one: no compiler, no GPU.
@@ -248,6 +250,15 @@ def build(
         built = sdist.build_wheel(workspace, one, target, absolute)
     else:
         built = wheel.build(workspace, one, absolute)
+    if check_import and not as_sdist:
+        said = environment.import_check(
+            workspace.fetcher.cache.folder,
+            one,
+            workspace.versions.python,
+            built.path,
+            workspace.versions.upstream.project,
+        )
+        log_for(one.name).info("imported: it says it is %s", said)
     if as_json:
         print_json({"file": str(built.path), "sha256": built.sha256, "size": built.size})
         return

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -41,12 +42,18 @@ class _Handler(logging.Handler):
         err.print(self.format(record), markup=False)
 
 
-class _Prefix(logging.LoggerAdapter[logging.Logger]):
+if TYPE_CHECKING:
+    Log = logging.LoggerAdapter[logging.Logger]
+else:  # Python 3.10 cannot subscript it
+    Log = logging.LoggerAdapter
+
+
+class _Prefix(Log):
     def process(self, msg: object, kwargs: object) -> tuple[str, object]:  # type: ignore[override]
         return f"{self.extra['release']}: {msg}" if self.extra else str(msg), kwargs
 
 
-def log_for(release: str) -> logging.LoggerAdapter[logging.Logger]:
+def log_for(release: str) -> Log:
     """A logger each of whose lines starts with the release it speaks of."""
     return _Prefix(logging.getLogger("overlay"), {"release": release})
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from overlay.versions import Release
 
 #: uv caches kept, one a torch version.
 KEEP = 2
+#: Seconds; importing torch and vLLM for the first time compiles thousands of files.
+IMPORT_TIMEOUT = 300.0
 
 
 def find_uv() -> str:
@@ -138,3 +141,30 @@ class Environment:
                 "Check the network, the disk and uv's index settings (UV_INDEX_URL)",
                 Exit.ENVIRONMENT,
             )
+
+
+def import_check(cache: Path, release: Release, allowed: str, wheel: Path, project: str) -> str:
+    """Install `wheel` into a throwaway environment and import it. Returns the version it says.
+
+    torch is named beside it, since a wheel built for no device asks for none.
+
+    Raises:
+        OverlayError: it can't be installed or imported.
+    """
+    uv_cache = UvCache.open(cache, release)
+    with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+        environment = Environment.create(
+            Path(folder, "venv"), release, choose_python(allowed), uv_cache
+        )
+        environment.install(str(wheel), f"torch=={release.torch}", *release.constraints)
+        script = f"import {project}; print({project}.__version__)"
+        done = environment.run(["-c", script], {}, Path(folder), IMPORT_TIMEOUT)
+        uv_cache.forget(project)
+    if done.returncode:
+        raise OverlayError(
+            f"{release.name}: {wheel.name} does not import",
+            (done.stderr.strip().splitlines() or ["it said nothing"])[-1],
+            "Report it with the output of --verbose",
+            Exit.PROBLEMS,
+        )
+    return done.stdout.strip().splitlines()[-1]

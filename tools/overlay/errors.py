@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """Exit statuses; the same table stands in docs/exit-status.md."""
+    """Exit statuses; README.md and every --help list them."""
 
     OK = 0
     #: A check ran and found problems (validate, verify, regress).
@@ -27,7 +27,7 @@ class OverlayError(Exception):
     """A failure that a person can act on.
 
     `what` failed, `why` it did, and what to do (`fix`): each a phrase without a final
-    full stop. `status` becomes the exit status of the command.
+    full stop, the last one a sentence's start. `status` becomes the exit status of the command.
     """
 
     def __init__(self, what: str, why: str, fix: str, status: Exit) -> None:

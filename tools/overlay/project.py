@@ -46,7 +46,7 @@ def find_project(root: Path | None = None) -> Project:
     raise OverlayError(
         f"no overlay at {named or Path.cwd()}",
         "there is no VERSIONS.toml with a patches folder beside it",
-        f"run inside a checkout, or pass --root or set {ROOT_VARIABLE}",
+        f"Run inside a checkout, or pass --root or set {ROOT_VARIABLE}",
         Exit.USAGE,
     )
 

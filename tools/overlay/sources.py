@@ -27,6 +27,7 @@ from overlay.versions import PinnedFile, Release
 
 Kind = Literal["sdist", "wheel"]
 CHUNK = 1 << 20
+HTTP_PARTIAL_CONTENT, HTTP_RANGE_NOT_SATISFIABLE = 206, 416
 
 
 @dataclass(frozen=True)
@@ -162,11 +163,11 @@ class Fetcher:
         if have:
             headers["Range"] = f"bytes={have}-"
         with self._http.get_stream(link.normalized, headers=headers) as response:
-            if response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE:
+            if response.status_code == HTTP_RANGE_NOT_SATISFIABLE:
                 part.unlink(missing_ok=True)
                 raise httpx2.TransportError("the server cannot resume; starting over")
             response.raise_for_status()
-            if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+            if response.status_code != HTTP_PARTIAL_CONTENT:
                 have = 0
             with (
                 self.progress.bytes(f"{release.name} {pinned.file}", pinned.size, have) as advance,

@@ -187,7 +187,7 @@ class Versions(_Model):
             raise OverlayError(
                 f"release {release.name} has no patches",
                 "it is a control: Llama 4's use_irope fault is not in it",
-                f"use upstream's own {release.name}, or name one of "
+                f"Use upstream's own {release.name}, or name one of "
                 + ", ".join(r.name for r in self.patched),
                 Exit.USAGE,
             )
@@ -231,7 +231,7 @@ def load(path: Path) -> Versions:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise OverlayError(
-            f"cannot read {path}", str(error), "restore it from git", Exit.USAGE
+            f"cannot read {path}", str(error), "Restore it from git", Exit.USAGE
         ) from error
     return parse(text, str(path))
 
@@ -246,7 +246,7 @@ def parse(text: str, where: str) -> Versions:
         raw = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise OverlayError(
-            f"{where} is not TOML", str(error), "mend that line", Exit.USAGE
+            f"{where} is not TOML", str(error), "Mend that line", Exit.USAGE
         ) from error
     try:
         return Versions.model_validate(_with_names(raw))
@@ -255,7 +255,7 @@ def parse(text: str, where: str) -> Versions:
         place = ".".join(str(part) for part in first["loc"]) or "top level"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise OverlayError(
-            f"{where} is wrong at {place}", f"{first['msg']}{more}", "mend that key", Exit.USAGE
+            f"{where} is wrong at {place}", f"{first['msg']}{more}", "Mend that key", Exit.USAGE
         ) from error
 
 

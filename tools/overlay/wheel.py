@@ -101,10 +101,7 @@ def build(workspace: Workspace, release: Release, folder: Path) -> Built:
     with source.open("rb", buffering=0) as stream:
         members = rawzip.members(stream, source.name)
         what = plan(workspace, release, result, stream, members, bill)
-        log.info(
-            "%d files of %d patches into %s", len(what.replaced) + len(what.added) - 1,
-            len(patches), source.name,
-        )  # fmt: skip
+        log.info("repacking %s, patches: %d", source.name, len(patches))
         target = folder / file_name(workspace.versions, release)
         built = _write_atomically(release, source, stream, members, what, target)
     return Built(target, *built)
