@@ -105,13 +105,18 @@ class Environment:
         environment._uv("venv", "--quiet", "--clear", "--python", python, str(folder))
         return environment
 
-    def install(self, *arguments: str) -> None:
-        """``uv pip install`` into it.
+    def install(self, *requirements: str) -> None:
+        """``uv pip install`` of `requirements`, with the release's constraints and overrides.
 
         Raises:
             OverlayError: uv refuses; its last words are in the error.
         """
-        self._uv("pip", "install", "--quiet", "--python", str(self.python), *arguments)
+        overrides = self.folder / "overrides.txt"
+        overrides.write_text("\n".join(self.release.overrides), "utf-8")
+        self._uv(
+            "pip", "install", "--quiet", "--python", str(self.python),
+            "--overrides", str(overrides), *self.release.constraints, *requirements,
+        )  # fmt: skip
 
     def run(
         self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float
@@ -156,7 +161,7 @@ def import_check(cache: Path, release: Release, allowed: str, wheel: Path, proje
         environment = Environment.create(
             Path(folder, "venv"), release, choose_python(allowed), uv_cache
         )
-        environment.install(str(wheel), f"torch=={release.torch}", *release.constraints)
+        environment.install(str(wheel), f"torch=={release.torch}")
         script = f"import {project}; print({project}.__version__)"
         done = environment.run(["-c", script], {}, Path(folder), IMPORT_TIMEOUT)
         uv_cache.forget(project)

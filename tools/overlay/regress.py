@@ -82,7 +82,7 @@ def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Ver
         stock = _pytest(environment, tests, folder, "stock")
         patched = None
         if built:
-            _install(environment, built)
+            environment.install(str(built), "pytest")
             patched = _pytest(environment, tests, folder, "patched")
     finally:
         if not keep:
@@ -102,14 +102,9 @@ def _environment(
     cache = UvCache.open(workspace.fetcher.cache.folder, release)
     python = choose_python(workspace.versions.python)
     environment = Environment.create(folder, release, python, cache)
-    _install(environment, official)
+    environment.install(str(official), "pytest")
     log.info("environment with stock %s after %.0f s", release.name, time.monotonic() - start)
     return environment
-
-
-def _install(environment: Environment, file: Path) -> None:
-    """Install a wheel with the release's own pins and what its metadata leaves open."""
-    environment.install(str(file), *environment.release.constraints, "pytest")
 
 
 def _pytest(environment: Environment, tests: Path, folder: Path, which: str) -> list[Case]:

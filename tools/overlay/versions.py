@@ -93,6 +93,8 @@ class Release(_Model):
     """The xformers version the release pins."""
     constraints: tuple[str, ...] = ()
     """Requirements that the release's own metadata leaves open and that later uploads broke."""
+    overrides: tuple[str, ...] = ()
+    """Requirements that replace the metadata's own, where the index lost what it pins."""
     upstream_tree: GitId
     """Git tree id of the unpacked sdist."""
     series: str | None = None
