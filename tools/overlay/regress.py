@@ -59,7 +59,7 @@ class Verdict:
 
 
 def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Verdict:
-    """Test `release` in a new environment under `folder`, which is removed unless `keep`.
+    """Test `release` in a new environment under `folder`; it and the wheel go unless `keep`.
 
     A control has no patched wheel: its stock wheel must pass every test.
     junit XML and pytest's output of both runs stay in `folder`.
@@ -86,7 +86,8 @@ def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Ver
             patched = _pytest(environment, tests, folder, "patched")
     finally:
         if not keep:
-            shutil.rmtree(environment.folder, ignore_errors=True)
+            for used in (environment.folder, folder / "dist"):
+                shutil.rmtree(used, ignore_errors=True)
             environment.cache.forget(workspace.versions.upstream.project)
     verdict = judge(release.name, stock, patched)
     log.info("%s", summary(verdict))
