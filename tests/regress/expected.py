@@ -29,8 +29,6 @@ class Impl:
     stubs: tuple[str, ...] = ()
     """Third-party packages it imports that only its own hardware has."""
     env: dict[str, str] = field(default_factory=dict)
-    borrowed: frozenset[str] = frozenset()
-    """Releases whose module takes the class from the V0 engine and defines none."""
     swallows: frozenset[str] = frozenset()
     """Releases whose stock `__init__` takes any keyword."""
     no_chunks: frozenset[str] = frozenset()
@@ -181,8 +179,8 @@ IMPLS = (
         V1 + "cpu_attn",
         "TorchSDPABackendImpl",
         "TorchSDPABackend",
-        exists=span("0.9.1"),
-        borrowed=span("0.9.1", "0.9.2"),
+        # 0.9.1 and 0.9.2 have the module, with the class of v0-torch_sdpa.
+        exists=span("0.10.0"),
     ),
     Impl(
         "v1-xformers",

@@ -169,27 +169,38 @@ def judge(release: str, stock: Iterable[Case], patched: Iterable[Case] | None) -
     """
     before = {case.name: case for case in stock}
     after = before if patched is None else {case.name: case for case in patched}
-    problems = [f"{name}: ran on one wheel only" for name in before.keys() ^ after.keys()]
+    problems = dict.fromkeys(before.keys() ^ after.keys(), "ran on one wheel only")
     fail_to_pass, pass_to_pass, skipped = [], [], {}
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
         if old.outcome == new.outcome == "skipped":
             skipped[name] = old.message.split("\n")[0]
         elif found := _problem(old, new):
-            problems.append(f"{name}: {found}")
+            problems[name] = found
         elif old.expect_on_stock == "fail":
             fail_to_pass.append(name)
         else:
             pass_to_pass.append(name)
-    if not fail_to_pass and not pass_to_pass:
-        problems.append("no test ran")
+    if not (fail_to_pass or pass_to_pass or problems):
+        problems["all"] = "no test ran"
     return Verdict(
         release,
         tuple(sorted(fail_to_pass)),
         tuple(sorted(pass_to_pass)),
         dict(sorted(skipped.items())),
-        tuple(f"{release}: {problem}" for problem in sorted(problems)),
+        tuple(f"{release}: {line}" for line in _grouped(problems)),
     )
+
+
+def _grouped(problems: dict[str, str]) -> list[str]:
+    """A line for each distinct problem, with the tests that have it counted."""
+    tests: dict[str, list[str]] = {}
+    for name in sorted(problems):
+        tests.setdefault(problems[name], []).append(name)
+    return [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {problem}"
+        for problem, names in tests.items()
+    ]
 
 
 def _problem(old: Case, new: Case) -> str | None:
