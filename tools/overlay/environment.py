@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from overlay.versions import Release
 
 #: uv caches kept, one a torch version.
 KEEP = 2
+#: Seconds after its last use until a cache counts as idle: another run may be installing.
+IDLE = 300.0
 #: Seconds; importing torch and vLLM for the first time compiles thousands of files.
 IMPORT_TIMEOUT = 300.0
 
@@ -65,11 +68,16 @@ class UvCache:
         root = cache / "uv"
         folder = root / f"torch-{release.torch}"
         folder.mkdir(parents=True, exist_ok=True)
-        os.utime(folder)
+        cls(folder).touch()
         by_age = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for old in by_age[KEEP:]:
-            shutil.rmtree(old, ignore_errors=True)
+            if time.time() - old.stat().st_mtime > IDLE:
+                shutil.rmtree(old, ignore_errors=True)
         return cls(folder)
+
+    def touch(self) -> None:
+        """Mark it as in use."""
+        os.utime(self.folder)
 
     @property
     def env(self) -> dict[str, str]:
@@ -111,6 +119,7 @@ class Environment:
         Raises:
             OverlayError: uv refuses; its last words are in the error.
         """
+        self.cache.touch()
         overrides = self.folder / "overrides.txt"
         overrides.write_text("\n".join(self.release.overrides), "utf-8")
         self._uv(
