@@ -92,7 +92,9 @@ class Release(_Model):
     xformers: str
     """The xformers version the release pins."""
     constraints: tuple[str, ...] = ()
-    """Requirements that the release's own metadata leaves open and that later uploads broke."""
+    """What a working environment needs beside the release's own metadata: packages it imports
+    without asking for them (setuptools, on Python up to 3.11), bounds it leaves open and later
+    uploads broke (transformers)."""
     overrides: tuple[str, ...] = ()
     """Requirements that replace the metadata's own, where the index lost what it pins."""
     upstream_tree: GitId
