@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
 from packaging.specifiers import SpecifierSet
 
 from overlay.console import log_for
@@ -69,10 +70,11 @@ class UvCache:
         folder = root / f"torch-{release.torch}"
         folder.mkdir(parents=True, exist_ok=True)
         cls(folder).touch()
-        by_age = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for old in by_age[KEEP:]:
-            if time.time() - old.stat().st_mtime > IDLE:
-                shutil.rmtree(old, ignore_errors=True)
+        with FileLock(cache / "uv.lock"):  # two runs must not prune at once
+            by_age = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            for old in by_age[KEEP:]:
+                if time.time() - old.stat().st_mtime > IDLE:
+                    shutil.rmtree(old, ignore_errors=True)
         return cls(folder)
 
     def touch(self) -> None:
