@@ -31,7 +31,8 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 EPILOG = """\b
 Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file not to be had,
-4 file not as pinned, 5 patch or series does not fit, 6 this machine refuses.
+4 file not as pinned, 5 patch or series does not fit, 6 this machine refuses,
+70 a fault of the tool itself, 130 interrupted.
 """
 
 
