@@ -105,13 +105,16 @@ class Environment:
         return self.folder / "bin" / "python"
 
     @classmethod
-    def create(cls, folder: Path, release: Release, python: str, cache: UvCache) -> Environment:
+    def create(cls, folder: Path, release: Release, allowed: str, cache: Path) -> Environment:
         """Make an empty one in `folder`, in place of any that is there.
+
+        `allowed` are the Python versions to choose from, `cache` is the overlay's cache.
 
         Raises:
             OverlayError: no such Python, or the folder can't be written.
         """
-        environment = cls(folder, release, cache)
+        environment = cls(folder, release, UvCache.open(cache, release))
+        python = choose_python(allowed)
         environment._uv("venv", "--quiet", "--clear", "--python", python, str(folder))
         return environment
 
@@ -167,15 +170,12 @@ def import_check(cache: Path, release: Release, allowed: str, wheel: Path, proje
     Raises:
         OverlayError: it can't be installed or imported.
     """
-    uv_cache = UvCache.open(cache, release)
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
-        environment = Environment.create(
-            Path(folder, "venv"), release, choose_python(allowed), uv_cache
-        )
+        environment = Environment.create(Path(folder, "venv"), release, allowed, cache)
         environment.install(str(wheel), f"torch=={release.torch}")
         script = f"import {project}; print({project}.__version__)"
         done = environment.run(["-c", script], {}, Path(folder), IMPORT_TIMEOUT)
-        uv_cache.forget(project)
+        environment.cache.forget(project)
     if done.returncode:
         raise OverlayError(
             f"{release.name}: {wheel.name} does not import",

@@ -64,19 +64,13 @@ class Git:
             GitError: it exited non-zero.
             OverlayError: there is no git on this machine.
         """
-        return self.run_both(*arguments, stdin=stdin, env=env)[0]
-
-    def run_both(
-        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
-    ) -> tuple[bytes, str]:
-        """Like `run`, and returns what git said on stderr as well."""
         with tempfile.TemporaryFile() as source:
             source.write(stdin)
             source.seek(0)
             status, out, err = self._execute(["git", *arguments], source, env or {})
         if status:
             raise GitError(arguments[0], status, err)
-        return out, err
+        return out
 
     def text(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
         """Like `run`, decoded and stripped: for ids and the like."""

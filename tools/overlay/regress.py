@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 
 from overlay import wheel
 from overlay.console import log_for
-from overlay.environment import Environment, UvCache, choose_python
+from overlay.environment import Environment
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 from overlay.workspace import Workspace
@@ -100,9 +100,9 @@ def _environment(
     log = log_for(release.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
-    cache = UvCache.open(workspace.fetcher.cache.folder, release)
-    python = choose_python(workspace.versions.python)
-    environment = Environment.create(folder, release, python, cache)
+    environment = Environment.create(
+        folder, release, workspace.versions.python, workspace.fetcher.cache.folder
+    )
     environment.install(str(official), "pytest")
     log.info("environment with stock %s after %.0f s", release.name, time.monotonic() - start)
     return environment

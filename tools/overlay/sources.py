@@ -77,8 +77,8 @@ class Fetcher:
         pinned: PinnedFile = getattr(release, kind)
         path = self.cache.path(pinned)
         if self.cache.has(pinned):
-            if check:
-                self._check_cached(release, pinned, path)
+            if check and sha256(path) != pinned.sha256:
+                raise damaged(release, path)
             return path
         if self.offline:
             raise OverlayError(
@@ -106,15 +106,6 @@ class Fetcher:
                 "VLLM_OVERLAY_CACHE",
                 Exit.ENVIRONMENT,
             ) from error
-
-    def _check_cached(self, release: Release, pinned: PinnedFile, path: Path) -> None:
-        if sha256(path) != pinned.sha256:
-            raise OverlayError(
-                f"{release.name}: {path} is damaged",
-                "its sha256 is not the one in VERSIONS.toml",
-                "Delete it and run the command again",
-                Exit.INTEGRITY,
-            )
 
     def _fetch(self, release: Release, pinned: PinnedFile, path: Path) -> None:
         links = index.find_file(self._http, self._settings, self.project, pinned.file)
@@ -201,6 +192,16 @@ def _mismatch(release: Release, pinned: PinnedFile, link: Link, why: str) -> Ove
         f"{release.name}: {link.redacted} is not the {pinned.file} of VERSIONS.toml",
         f"{why}, pinned is {pinned.sha256} ({pinned.size} bytes)",
         "Nothing was kept; use an index you trust",
+        Exit.INTEGRITY,
+    )
+
+
+def damaged(release: Release, path: Path) -> OverlayError:
+    """The error for a cached file that is not, or no longer, the one pinned."""
+    return OverlayError(
+        f"{release.name}: {path} is damaged",
+        "its sha256 is not the one in VERSIONS.toml",
+        "Delete it and run the command again",
         Exit.INTEGRITY,
     )
 

@@ -104,9 +104,9 @@ def verify(workspace: Workspace, path: Path) -> list[Check]:
             )
             return [
                 _run("RECORD", _record(path), f"{len(wheel_file.by_name)} files"),
-                _run("version", _version(wheel_file, plan.version), plan.version),
-                _run("patched files", _patched(wheel_file, release, plan), _count(plan)),
-                _run("other files", _others(wheel_file, upstream, release, plan),
+                _run("version", _version(wheel_file, plan), plan.version),
+                _run("patched files", _patched(wheel_file, plan), _count(plan)),
+                _run("other files", _others(wheel_file, upstream, plan),
                      f"as in {official.name}"),
                 _run("SBOM", _sbom(wheel_file, plan, bill), f"{len(patches)} patches"),
             ]  # fmt: skip
@@ -137,10 +137,9 @@ def _record(path: Path) -> Iterator[str]:
         yield from (str(line) for line in (lines if isinstance(lines, list) else [error]))
 
 
-def _version(opened: _Opened, wanted: str) -> Iterator[str]:
+def _version(opened: _Opened, plan: wheel.Plan) -> Iterator[str]:
+    dist_info, wanted = plan.new_info, plan.version
     folders = {n.split("/")[0] for n in opened.by_name if ".dist-info/" in n}
-    project = opened.path.name.split("-", 1)[0]
-    dist_info = wheel.dist_info(project, wanted)
     if folders != {dist_info}:
         yield f"the dist-info folder is {sorted(folders)}, not {dist_info}"
     if opened.path.name.split("-")[1] != wanted:
@@ -162,15 +161,9 @@ def _module_version(text: str) -> str | None:
     return None
 
 
-def _target(name: str, release: Release, plan: wheel.Plan, project: str) -> str:
-    old = wheel.dist_info(project, release.name)
-    return wheel.renamed(name, old, wheel.dist_info(project, plan.version))
-
-
-def _patched(opened: _Opened, release: Release, plan: wheel.Plan) -> Iterator[str]:
-    project = opened.path.name.split("-", 1)[0]
+def _patched(opened: _Opened, plan: wheel.Plan) -> Iterator[str]:
     for name, data in {**plan.replaced, **plan.added}.items():
-        target = _target(name, release, plan, project)
+        target = plan.target(name)
         if name.endswith(sbom.FILE_NAME):
             continue  # the SBOM check's
         found = opened.read(target)
@@ -182,15 +175,10 @@ def _patched(opened: _Opened, release: Release, plan: wheel.Plan) -> Iterator[st
         yield f"{name} should be gone"
 
 
-def _others(
-    opened: _Opened, upstream: _Opened, release: Release, plan: wheel.Plan
-) -> Iterator[str]:
-    project = opened.path.name.split("-", 1)[0]
-    expected = {
-        _target(name, release, plan, project): member for name, member in upstream.by_name.items()
-    }
-    record = f"{wheel.dist_info(project, plan.version)}/RECORD"
-    ours = {_target(n, release, plan, project) for n in {**plan.replaced, **plan.added}}
+def _others(opened: _Opened, upstream: _Opened, plan: wheel.Plan) -> Iterator[str]:
+    expected = {plan.target(name): member for name, member in upstream.by_name.items()}
+    record = f"{plan.new_info}/RECORD"
+    ours = {plan.target(n) for n in {**plan.replaced, **plan.added}}
     for name in sorted(opened.by_name.keys() - expected.keys() - ours):
         yield f"{name} is in neither the official wheel nor the patches"
     for name, member in expected.items():
@@ -211,8 +199,7 @@ def _same_bytes(one: IO[bytes], a: Member, other: IO[bytes], b: Member) -> bool:
 
 
 def _sbom(opened: _Opened, plan: wheel.Plan, bill: bytes) -> Iterator[str]:
-    project = opened.path.name.split("-", 1)[0]
-    name = f"{wheel.dist_info(project, plan.version)}/sboms/{sbom.FILE_NAME}"
+    name = f"{plan.new_info}/sboms/{sbom.FILE_NAME}"
     found = opened.read(name)
     if found is None:
         yield f"{name} is missing"

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -37,6 +38,17 @@ SCHEMA = 1
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 GitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+
+def _specifier(value: str) -> str:
+    try:
+        SpecifierSet(value)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{value!r} is not a version specifier") from error
+    return value
+
+
+Specifier = Annotated[str, AfterValidator(_specifier)]
 Status = Literal["affected", "control", "eol"]
 
 
@@ -85,7 +97,7 @@ class Release(_Model):
     """The source distribution that patches apply to."""
     wheel: PinnedFile
     """The official x86_64 wheel that is repacked."""
-    requires_python: str
+    requires_python: Specifier
     """Python versions upstream declares."""
     torch: str
     """The torch version the release pins."""
@@ -114,11 +126,6 @@ class Release(_Model):
         except InvalidVersion as error:
             raise ValueError(f"{value!r} is not a version") from error
         return value
-
-    @field_validator("requires_python")
-    @classmethod
-    def _is_specifier(cls, value: str) -> str:
-        return _specifier(value)
 
     @model_validator(mode="after")
     def _overlay_fields_go_together(self) -> Release:
@@ -149,15 +156,10 @@ class Versions(_Model):
     """Version of this file's layout."""
     upstream: Upstream
     overlay: Overlay
-    python: str
+    python: Specifier
     """Python versions that every release's environments and source builds work on."""
     releases: Mapping[str, Release]
     """By name, in version order."""
-
-    @field_validator("python")
-    @classmethod
-    def _is_specifier(cls, value: str) -> str:
-        return _specifier(value)
 
     @cached_property
     def patched(self) -> tuple[Release, ...]:
@@ -207,14 +209,6 @@ class Versions(_Model):
         wanted = {get(name).name for name in names}
         pool = self.patched if patched else tuple(self.releases.values())
         return tuple(r for r in pool if not wanted or r.name in wanted)
-
-
-def _specifier(value: str) -> str:
-    try:
-        SpecifierSet(value)
-    except InvalidSpecifier as error:
-        raise ValueError(f"{value!r} is not a version specifier") from error
-    return value
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

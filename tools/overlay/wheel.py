@@ -25,7 +25,7 @@ from overlay import rawzip, sbom
 from overlay.console import log_for
 from overlay.errors import Exit, OverlayError
 from overlay.rawzip import Member
-from overlay.sources import sha256
+from overlay.sources import damaged, sha256
 from overlay.tree import Result, Store
 from overlay.versions import Release, Versions
 from overlay.workspace import Workspace
@@ -55,6 +55,15 @@ class Plan:
     """New members."""
     removed: frozenset[str]
     """Members that are left out."""
+    old_info: str
+    """The official wheel's dist-info folder."""
+    new_info: str
+    """The patched wheel's."""
+
+    def target(self, name: str) -> str:
+        """What the official wheel's (or a new) member `name` is called in the patched wheel."""
+        inside = name.removeprefix(f"{self.old_info}/")
+        return name if inside == name else f"{self.new_info}/{inside}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +175,7 @@ def plan(
         _text(stream, by_name, f"{old}/METADATA", release), release.name, version
     )
     added[f"{old}/sboms/{sbom.FILE_NAME}"] = bill
-    return Plan(version, replaced, added, frozenset(removed))
+    return Plan(version, replaced, added, frozenset(removed), old, dist_info(project, version))
 
 
 def _demand_repackable(release: Release, path: str, how: str, member: Member | None) -> None:
@@ -180,24 +189,24 @@ def _demand_repackable(release: Release, path: str, how: str, member: Member | N
         why = "it is package data that the official wheel does not carry"
     if path == VERSION_MODULE:
         why = "the version is the build's own"
-    raise OverlayError(
-        f"{release.name}: a patch changes {path}, which repacking cannot",
-        why,
-        f"Build from source: vllm-overlay build {release.name} --source --target cuda",
-        Exit.PATCH,
-    )
+    raise _not_repackable(release, path, why)
 
 
 def _demand_same_base(
     store: Store, release: Release, result: Result, path: str, stream: IO[bytes], member: Member
 ) -> None:
     if store.show(result.base, path) != rawzip.read(stream, member):
-        raise OverlayError(
-            f"{release.name}: a patch changes {path}, which repacking cannot",
-            "the official wheel has other text there than the sdist",
-            f"Build from source: vllm-overlay build {release.name} --source --target cuda",
-            Exit.PATCH,
-        )
+        why = "the official wheel has other text there than the sdist"
+        raise _not_repackable(release, path, why)
+
+
+def _not_repackable(release: Release, path: str, why: str) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: a patch changes {path}, which repacking cannot",
+        why,
+        f"Build from source: vllm-overlay build {release.name} --source --target cuda",
+        Exit.PATCH,
+    )
 
 
 def _text(stream: IO[bytes], by_name: Mapping[str, Member], name: str, release: Release) -> str:
@@ -300,14 +309,14 @@ def _write_atomically(
 
             repack(release, stream, members, what, write)
             if check.hexdigest() != release.wheel.sha256:
-                raise _damaged(release, source)
+                raise damaged(release, source)
             os.fsync(out.fileno())
             size = out.tell()
         temporary.chmod(0o644)
         temporary.replace(target)
     except (OSError, OverflowError, zipfile.BadZipFile) as error:
         if isinstance(error, zipfile.BadZipFile):
-            raise _damaged(release, source) from error
+            raise damaged(release, source) from error
         raise unwritable(release, target, error) from error
     finally:
         if temporary is not None:
@@ -322,15 +331,6 @@ def unwritable(release: Release, target: Path, error: Exception) -> OverlayError
         getattr(error, "strerror", None) or str(error),
         f"Name a folder with --out that can be written and has {release.wheel.size >> 20} MiB free",
         Exit.ENVIRONMENT,
-    )
-
-
-def _damaged(release: Release, source: Path) -> OverlayError:
-    return OverlayError(
-        f"{release.name}: {source} is damaged",
-        "its sha256 is not the one in VERSIONS.toml",
-        "Delete it and run the command again",
-        Exit.INTEGRITY,
     )
 
 
@@ -378,22 +378,21 @@ def repack(
     - times, modes and flags are `rawzip.Writer`'s, so the bytes depend on the official wheel
       and the plan alone.
     """
-    project = release.wheel.file.split("-", 1)[0]
-    old, new = dist_info(project, release.name), dist_info(project, what.version)
+    old, record_name = what.old_info, f"{what.new_info}/RECORD"
     by_name = {member.name: member for member in members}
     record = read_record(_text(stream, by_name, f"{old}/RECORD", release))
     rows: list[tuple[str, str, str]] = []
     writer = rawzip.Writer(write)
 
     def store(name: str, data: bytes) -> None:
-        target = renamed(name, old, new)
+        target = what.target(name)
         writer.store(target, data)
         rows.append(record_line(target, data))
 
     def copy(member: Member) -> None:
         if member.name not in record:
             raise _not_vllm(release, f"its RECORD does not list {member.name}")
-        target = renamed(member.name, old, new)
+        target = what.target(member.name)
         writer.copy(stream, member, target)
         rows.append((target, *record[member.name][1:]))
 
@@ -409,11 +408,6 @@ def repack(
         for name in sorted(what.added):
             if name.startswith(f"{old}/") is in_dist_info:
                 store(name, what.added[name])
-    rows.append((f"{new}/RECORD", "", ""))
-    writer.store(f"{new}/RECORD", _format_record(rows))
+    rows.append((record_name, "", ""))
+    writer.store(record_name, _format_record(rows))
     writer.close()
-
-
-def renamed(name: str, old: str, new: str) -> str:
-    """`name` with its dist-info folder `old` called `new`."""
-    return f"{new}/{name.removeprefix(f'{old}/')}" if name.startswith(f"{old}/") else name
