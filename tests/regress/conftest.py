@@ -31,6 +31,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["VLLM_NO_USAGE_STATS"] = "1"
+# Kernels run on the CPU. Triton decides when it is imported.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
@@ -86,16 +88,6 @@ def _expectation(item: pytest.Item) -> list[tuple[str, str]]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.user_properties.extend(_expectation(item))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _suite_properties(record_testsuite_property: Callable[[str, object], None]) -> None:
-    """Say in the junit XML what was tested."""
-    import vllm
-
-    record_testsuite_property("vllm", vllm.__version__)
-    record_testsuite_property("release", installed_release())
-    record_testsuite_property("torch", torch.__version__)
 
 
 @pytest.fixture(autouse=True)

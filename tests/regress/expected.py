@@ -360,3 +360,17 @@ def unexpected_keyword(cls: str, keyword: str = "use_irope") -> str:
     """Return a regex for the error of a class that is given a keyword it lacks."""
     message = f"{cls}.__init__() got an unexpected keyword argument '{keyword}'"
     return "TypeError: " + re.escape(message)
+
+
+V0_CHUNKED = span("0.8.3", "0.10.2")
+"""Releases that have both Llama 4 and the V0 engine."""
+
+KEYWORD_MISSING = span("0.8.3", "0.8.3")
+KEYWORD_MISSING_ERROR = r"TypeError: .* got an unexpected keyword argument 'use_irope'"
+
+CHUNKS_IGNORED = V0_CHUNKED
+"""Releases whose V0 impls compute global attention in layers that want it within chunks."""
+CHUNKS_IGNORED_ERROR = r"wrong attention in chunked layer|" + KEYWORD_MISSING_ERROR
+
+NO_PREFIX_BLOCK_8 = span("0.8.5", "0.10.2")
+"""Releases whose prefix kernel multiplies whole blocks, for which Triton wants 16 rows or more."""

@@ -25,6 +25,8 @@ from overlay.workspace import Workspace
 
 #: Seconds for one run of the tests; a hang is an error and no wait.
 TIMEOUT = 900.0
+#: What the tests need beside the wheel.
+NEEDS = ("pytest", "pytest-xdist", "hypothesis")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Ver
         stock = _pytest(environment, tests, folder, "stock")
         patched = None
         if built:
-            environment.install(str(built), "pytest")
+            environment.install(str(built), *NEEDS)
             patched = _pytest(environment, tests, folder, "patched")
     finally:
         if not keep:
@@ -103,7 +105,7 @@ def _environment(
     environment = Environment.create(
         folder, release, workspace.versions.python, workspace.fetcher.cache.folder
     )
-    environment.install(str(official), "pytest")
+    environment.install(str(official), *NEEDS)
     log.info("environment with stock %s after %.0f s", release.name, time.monotonic() - start)
     return environment
 
@@ -115,6 +117,7 @@ def _pytest(environment: Environment, tests: Path, folder: Path, which: str) -> 
     arguments = [
         "-m", "pytest", "-p", "no:cacheprovider", "-c", str(tests / "regress" / "pytest.ini"),
         "--rootdir", str(tests), str(tests / "regress"), "-q", "-rs", f"--junitxml={xml}",
+        "-n", "auto", "--dist", "worksteal",
     ]  # fmt: skip
     start = time.monotonic()
     try:
