@@ -1,20 +1,4 @@
-"""Fixtures, and what a run reports about itself.
-
-The tests pass or fail by what the installed vLLM does. Which of them a *stock* wheel is expected
-to fail is data (`expected.py`), attached to the tests by the marker
-
-    @pytest.mark.fail_to_pass(releases=[...], raises=r"regex of the error")
-
-and written to the junit XML as properties, so that whoever ran them against a stock and against a
-patched wheel of one release can judge the two files:
-
-* `expect_on_stock` is "fail" or "pass", for the installed release;
-* `fail_to_pass_releases` and `raises` are the marker's arguments.
-
-A test with `expect_on_stock` = "fail" must have failed on stock with a message that `raises`
-matches, and must pass on the patched wheel. Every other test must pass on both, or be skipped
-with the same reason on both.
-"""
+"""Fixtures of the tests that need no GPU."""
 
 from __future__ import annotations
 
@@ -36,21 +20,18 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 
-from . import fake_cuda, third_party, tiny_llama4
-from .releases import CONTROLS, LLAMA4, RELEASES, in_order, installed_release
+import fail_to_pass
+from fail_to_pass import pytest_collection_modifyitems as pytest_collection_modifyitems
 
-MARKER = "fail_to_pass"
+from . import fake_cuda, third_party, tiny_llama4
+from .releases import LLAMA4, installed_release
 
 SELECTION_ENV = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
 """Environment variables that decide on engine and backend; vLLM itself sets the first."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers",
-        f"{MARKER}(releases, raises): stock vLLM fails the test in these releases with an error "
-        "that the regex matches, patched vLLM passes it",
-    )
+    fail_to_pass.add_marker(config)
     try:
         installed_release()
     except (LookupError, metadata.PackageNotFoundError) as error:
@@ -65,29 +46,6 @@ def pytest_report_header() -> list[str]:
         f"vllm: {vllm.__version__} (release {installed_release()})",
         f"torch: {torch.__version__}",
     ]
-
-
-def _expectation(item: pytest.Item) -> list[tuple[str, str]]:
-    """Return the junit properties that say what stock vLLM is expected to do."""
-    marker = item.get_closest_marker(MARKER)
-    if marker is None:
-        return [("expect_on_stock", "pass")]
-    releases = frozenset(marker.kwargs["releases"])
-    if unknown := releases - set(RELEASES):
-        raise pytest.UsageError(f"{item.nodeid}: {sorted(unknown)} are no releases")
-    if controls := releases & CONTROLS:
-        raise pytest.UsageError(f"{item.nodeid}: {sorted(controls)} are controls")
-    fails = installed_release() in releases
-    return [
-        ("expect_on_stock", "fail" if fails else "pass"),
-        ("fail_to_pass_releases", " ".join(in_order(releases))),
-        ("raises", marker.kwargs["raises"]),
-    ]
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.user_properties.extend(_expectation(item))
 
 
 @pytest.fixture(autouse=True)

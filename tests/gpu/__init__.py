@@ -1,0 +1,1 @@
+"""Real engines on a real GPU, against Transformers on the same weights."""

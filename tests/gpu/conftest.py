@@ -1,0 +1,141 @@
+"""Fixtures: the checkpoint, the reference, and engines, each run once and shared by all workers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+
+import torch
+from filelock import FileLock
+
+import fail_to_pass
+import llama4_checkpoint
+from fail_to_pass import pytest_collection_modifyitems as pytest_collection_modifyitems
+from regress.releases import installed_release
+
+from .cases import Case
+from .engine import Answers, Settings
+from .reference import Reference
+
+TIMEOUT = 400.0
+"""Seconds for one engine, of which starting it takes most."""
+
+ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    fail_to_pass.add_marker(config)
+
+
+def pytest_report_header() -> list[str]:
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return [f"vllm: {installed_release()}, torch: {torch.__version__}, GPUs: {gpus or 'none'}"]
+
+
+@pytest.fixture(autouse=True)
+def _gpu() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU")
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of one run of pytest have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
+def checkpoint(shared: Path) -> Callable[[bool], Path]:
+    """Return a function that gives the folder of the multimodal or the text model."""
+
+    def get(is_multimodal: bool) -> Path:
+        folder = shared / ("multimodal" if is_multimodal else "text")
+        with FileLock(f"{folder}.lock"):
+            if not folder.is_dir():
+                partial = folder.with_suffix(".partial")
+                partial.mkdir()
+                llama4_checkpoint.write(partial, is_multimodal)
+                partial.rename(folder)
+        return folder
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Callable[[bool], Path]) -> Callable[[bool], Reference]:
+    """Return a function that gives the reference of the multimodal or the text model."""
+    loaded: dict[bool, Reference] = {}
+
+    def get(is_multimodal: bool) -> Reference:
+        if is_multimodal not in loaded:
+            loaded[is_multimodal] = Reference(checkpoint(is_multimodal), is_multimodal)
+        return loaded[is_multimodal]
+
+    return get
+
+
+@pytest.fixture(scope="session")
+def answers(shared: Path, checkpoint: Callable[[bool], Path]) -> Callable[[Case], Answers]:
+    """Return a function that gives what an engine answers, from an earlier test if it was run."""
+
+    def get(case: Case) -> Answers:
+        settings = case.settings(checkpoint(case.is_multimodal))
+        text = json.dumps([dataclasses.asdict(settings), case.env], sort_keys=True)
+        folder = shared / f"engine-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "answers.json").is_file():
+                folder.mkdir(exist_ok=True)
+                _run_engine(folder, settings, case.env, case.gpus)
+        return Answers(**json.loads((folder / "answers.json").read_text("utf-8")))
+
+    return get
+
+
+def _run_engine(folder: Path, settings: Settings, env: Mapping[str, str], gpus: int) -> None:
+    """Run `engine.py`. A second try is for engines that start on one GPU at the same time: the
+    profiling of one takes memory that another frees meanwhile for an error."""
+    (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)), "utf-8")
+    for _ in range(3):
+        done = subprocess.run(
+            [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"],
+            cwd=folder,
+            env=_environment(env, gpus),
+            timeout=TIMEOUT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        (folder / "log").write_text(done.stdout + done.stderr, "utf-8")
+        if "Error in memory profiling" not in done.stderr:
+            break
+    if done.returncode:
+        pytest.fail(f"engine died: {_last_error(done.stderr)}\n{done.stderr[-4000:]}")
+
+
+def _environment(env: Mapping[str, str], gpus: int) -> dict[str, Any]:
+    """Spread the workers over the GPUs; vLLM and these tests are importable from anywhere."""
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
+    count = torch.cuda.device_count()
+    visible = ",".join(str((worker + i) % count) for i in range(gpus))
+    return {**os.environ, **ENV, **env, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": visible}
+
+
+def _last_error(stderr: str) -> str:
+    """The last line that names an exception."""
+    named = [line for line in stderr.splitlines() if "Error" in line]
+    return named[-1] if named else "it said nothing"

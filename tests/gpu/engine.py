@@ -1,0 +1,149 @@
+"""Run one engine with given settings and write down what it says; a process of its own each time.
+
+python -m gpu.engine SETTINGS.json ANSWERS.json
+
+Environment variables choose engine and backend, and vLLM reads some of them once a process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run."""
+
+    model: str
+    """Folder of the checkpoint."""
+    prompts: list[list[int]]
+    """Token ids."""
+    new_tokens: int
+    """How many tokens each prompt is continued by, greedily."""
+    engine_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of `vllm.LLM` beside the common ones below."""
+    is_cached: bool = False
+    """Whether the prompts are run once before, for their KV cache to be found again."""
+    has_prompt_logprobs: bool = True
+    """Whether to ask for the prompt's log-probabilities too."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sequence."""
+
+    tokens: list[int]
+    """Prompt and continuation."""
+    prompt_len: int
+    logprobs: list[float]
+    """Of the tokens from `first` on."""
+    first: int
+    """1 with log-probabilities of the prompt, else the prompt's length."""
+    cached_tokens: int
+    """Prompt tokens taken from the prefix cache."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What came of a run."""
+
+    vllm: str
+    """Installed version."""
+    backend: str
+    """Class of the first layer's attention impl, or "" if it is out of reach."""
+    seconds: float
+    """Wall time of the last generation."""
+    answers: list[Answer]
+
+
+COMMON: dict[str, Any] = {
+    "dtype": "float16",
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "block_size": 16,
+    "gpu_memory_utilization": 0.1,
+    "num_gpu_blocks_override": 512,
+    "enable_prefix_caching": False,
+    "disable_log_stats": True,
+    "seed": 0,
+}
+
+
+def register_text_model() -> None:
+    """Most releases have the text model but not its name; vLLM takes it as an out-of-tree one."""
+    from vllm import ModelRegistry
+
+    if "Llama4ForCausalLM" not in ModelRegistry.get_supported_archs():
+        ModelRegistry.register_model(
+            "Llama4ForCausalLM", "vllm.model_executor.models.llama4:Llama4ForCausalLM"
+        )
+
+
+def backend_of(llm: Any) -> str:
+    """Name the module and class of the impl that the first layer has in this process."""
+    import torch
+
+    try:
+        import gc
+
+        from vllm.attention.layer import Attention
+
+        layers = [each for each in gc.get_objects() if isinstance(each, Attention)]
+    except (ImportError, torch.cuda.CudaError):
+        return ""
+    if not layers:
+        return ""
+    cls = type(layers[0].impl)
+    return f"{cls.__module__}.{cls.__name__}"
+
+
+def run(settings: Settings) -> Answers:
+    """Start an engine, generate, and collect tokens and log-probabilities."""
+    import vllm
+    from vllm import LLM, SamplingParams
+
+    register_text_model()
+    llm = LLM(settings.model, **{**COMMON, **settings.engine_args})
+    sampling = SamplingParams(
+        temperature=0.0,
+        max_tokens=settings.new_tokens,
+        ignore_eos=True,
+        logprobs=1,
+        prompt_logprobs=1 if settings.has_prompt_logprobs else None,
+        detokenize=False,
+    )
+    prompts: Any = [{"prompt_token_ids": prompt} for prompt in settings.prompts]
+    if settings.is_cached:
+        llm.generate(prompts, sampling, use_tqdm=False)
+    start = time.perf_counter()
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    seconds = time.perf_counter() - start
+    return Answers(vllm.__version__, backend_of(llm), seconds, [answer(o) for o in outputs])
+
+
+def answer(output: Any) -> Answer:
+    """Flatten a `RequestOutput`."""
+    prompt = list(output.prompt_token_ids)
+    completion = output.outputs[0]
+    tokens = [*prompt, *completion.token_ids]
+    entries = [*(output.prompt_logprobs or [None] * len(prompt)), *completion.logprobs]
+    first = 1 if output.prompt_logprobs else len(prompt)
+    pairs = zip(tokens[first:], entries[first:], strict=True)
+    logprobs = [entry[token].logprob for token, entry in pairs]
+    return Answer(tokens, len(prompt), logprobs, first, output.num_cached_tokens or 0)
+
+
+def main() -> None:
+    """Read settings, run, write answers."""
+    source, target = map(Path, sys.argv[1:])
+    settings = Settings(**json.loads(source.read_text("utf-8")))
+    target.write_text(json.dumps(asdict(run(settings))), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

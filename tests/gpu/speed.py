@@ -1,0 +1,278 @@
+"""How fast chunked local attention is, against global attention on the same GPU, in one run.
+
+python -m gpu.speed layer --backend xformers|flash_attn
+python -m gpu.speed engine --backend xformers|flash_attn
+
+`layer`: one RoPE layer at Llama 4 Scout's shape, with `use_irope` and without: without is what
+stock computes in every layer. A decode step is timed as in the engine: a CUDA graph of the 36 RoPE
+layers, the first of which makes the chunk-local metadata, divided by 36.
+`engine`: tokens a second of a tiny engine; run on stock and on patched vLLM, it compares the two.
+Prints JSON: milliseconds, ratios, device and versions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+CHUNK = 8192
+BLOCK = 16
+HEADS, KV_HEADS, HEAD_SIZE = 40, 8, 128
+ROPE_LAYERS = 36
+"""Of Scout's 48 layers, three in four."""
+LONG, PROMPT = 131072, 65536
+WARM_UP, ROUNDS = 3, 15
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences that are computed up to `seq_len - query_len`."""
+
+    query_len: int
+    seq_len: int
+    count: int = 1
+    use_cuda_graph: bool = False
+
+
+def milliseconds(run: Callable[[], object]) -> float:
+    """GPU time of one call."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end))
+
+
+def medians(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """The median of each, run in turns so that a drifting clock touches all alike."""
+    for run in runs.values():
+        for _ in range(WARM_UP):
+            run()
+    torch.cuda.synchronize()
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(ROUNDS):
+        for name, run in runs.items():
+            times[name].append(milliseconds(run))
+    return {name: statistics.median(each) for name, each in times.items()}
+
+
+class Bench:
+    """Layers of one backend, and the metadata they need."""
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+        self.module = importlib.import_module(f"vllm.attention.backends.{backend}")
+        self.local, self.everywhere = self._impl(True), self._impl(False)
+        one = torch.ones((), device="cuda")
+        self.scales = SimpleNamespace(
+            _q_scale=one, _k_scale=one, _v_scale=one, _k_scale_float=1.0, _v_scale_float=1.0
+        )
+
+    def _impl(self, is_chunked: bool) -> Any:
+        from vllm.config import VllmConfig, set_current_vllm_config
+
+        config: Any = VllmConfig()
+        config.model_config = SimpleNamespace(attention_chunk_size=CHUNK, max_model_len=LONG)
+        config.cache_config = SimpleNamespace(block_size=BLOCK, enable_prefix_caching=False)
+        config.scheduler_config = SimpleNamespace(chunked_prefill_enabled=False)
+        cls = {"xformers": "XFormersImpl", "flash_attn": "FlashAttentionImpl"}[self.backend]
+        with set_current_vllm_config(config):
+            return getattr(self.module, cls)(
+                num_heads=HEADS,
+                head_size=HEAD_SIZE,
+                scale=HEAD_SIZE**-0.5,
+                num_kv_heads=KV_HEADS,
+                alibi_slopes=None,
+                sliding_window=None,
+                kv_cache_dtype="auto",
+                use_irope=is_chunked,
+            )
+
+    def metadata(self, batch: Batch) -> Any:
+        """A batch of prompts (query_len == seq_len), of continued ones, or of decodes."""
+        is_decode = batch.query_len == 1
+        columns = -(-(batch.seq_len if is_decode else 0) // BLOCK)
+        tokens = batch.query_len * batch.count
+        cls = {"xformers": "XFormersMetadata", "flash_attn": "FlashAttentionMetadata"}[self.backend]
+
+        def to_gpu(values: list[int]) -> torch.Tensor:
+            return torch.tensor(values, dtype=torch.int32, device="cuda")
+
+        ends = range(batch.count + 1)
+        return getattr(self.module, cls)(
+            num_prefills=0 if is_decode else batch.count,
+            num_prefill_tokens=0 if is_decode else tokens,
+            num_decode_tokens=tokens if is_decode else 0,
+            slot_mapping=torch.full((tokens,), -1, device="cuda"),
+            multi_modal_placeholder_index_maps=None,
+            enable_kv_scales_calculation=False,
+            seq_lens=[batch.seq_len] * batch.count,
+            seq_lens_tensor=to_gpu([batch.seq_len] * batch.count),
+            max_prefill_seq_len=0 if is_decode else batch.seq_len,
+            max_decode_seq_len=batch.seq_len if is_decode else 0,
+            context_lens_tensor=to_gpu([batch.seq_len - batch.query_len] * batch.count),
+            block_tables=torch.arange(columns * batch.count, dtype=torch.int32, device="cuda").view(
+                batch.count, columns
+            ),
+            use_cuda_graph=batch.use_cuda_graph,
+            max_query_len=batch.query_len,
+            max_decode_query_len=1,
+            query_start_loc=to_gpu([end * batch.query_len for end in ends]),
+            seq_start_loc=to_gpu([end * batch.seq_len for end in ends]),
+        )
+
+    def cache(self, batch: Batch) -> torch.Tensor:
+        """A KV cache [2, blocks, …] that holds the batch."""
+        blocks = max(1, -(-batch.seq_len // BLOCK) * batch.count)
+        size = (2, blocks, BLOCK, KV_HEADS, HEAD_SIZE)
+        cache = torch.randn(size, device="cuda", dtype=torch.float16)
+        return cache.flatten(2) if self.backend == "xformers" else cache
+
+    def layer(self, impl: Any, batch: Batch, cache: torch.Tensor) -> Callable[[Any], None]:
+        """Return a function that runs one layer with the metadata it is given."""
+        tokens = batch.query_len * batch.count
+
+        def random(heads: int) -> torch.Tensor:
+            size = (tokens, heads, HEAD_SIZE)
+            return torch.randn(size, device="cuda", dtype=torch.float16)
+
+        query, key, value = random(HEADS), random(KV_HEADS), random(KV_HEADS)
+        output = torch.empty_like(query)
+
+        def run(metadata: Any) -> None:
+            impl.forward(self.scales, query, key, value, cache, metadata, output)
+
+        return run
+
+    def decode(self, impl: Any, batch: Batch, cache: torch.Tensor) -> Callable[[], object]:
+        """Return the replay of a CUDA graph of one step's RoPE layers."""
+        run = self.layer(impl, batch, cache)
+
+        def step() -> None:
+            metadata = self.metadata(batch)
+            for _ in range(ROPE_LAYERS):
+                run(metadata)
+
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            step()
+        torch.cuda.synchronize()
+        metadata = self.metadata(batch)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(ROPE_LAYERS):
+                run(metadata)
+        replay: Callable[[], object] = graph.replay
+        return replay
+
+    def prompt(self, impl: Any, batch: Batch) -> Callable[[], object]:
+        """Return the first layer of a step over a prompt: its metadata is new each time."""
+        run = self.layer(impl, batch, self.cache(Batch(1, BLOCK)))
+        fresh = [self.metadata(batch) for _ in range(WARM_UP + ROUNDS)]
+        return lambda: run(fresh.pop())
+
+
+def ratios(times: dict[str, float]) -> dict[str, float]:
+    """Global attention's time over local attention's, and decodes relative to a whole chunk."""
+    found = {}
+    for name, value in times.items():
+        kind, _, what = name.partition(" ")
+        if kind == "local":
+            found[f"{what}: global / local"] = times[f"global {what}"] / value
+    for name, value in times.items():
+        if name.startswith("local decode") and f"{LONG}" in name:
+            short = name.replace(f"{LONG}", f"{CHUNK}")
+            found[f"{name} / {CHUNK}"] = value / times[short.replace("local", "global")]
+    return found
+
+
+def bench_layer(backend: str) -> dict[str, Any]:
+    """Time decode steps and prompts, with chunks and without."""
+    bench = Bench(backend)
+    impls = {"local": bench.local, "global": bench.everywhere}
+    times: dict[str, float] = {}
+    for count in (1, 8):
+        runs: dict[str, Callable[[], object]] = {}
+        for length in (CHUNK // 2, CHUNK, LONG):
+            batch = Batch(1, length, count, use_cuda_graph=True)
+            cache = bench.cache(batch)
+            for kind, impl in impls.items():
+                runs[f"{kind} decode {count} x {length}"] = bench.decode(impl, batch, cache)
+        found = medians(runs)
+        times |= {name: value / ROPE_LAYERS for name, value in found.items()}
+    for length in (CHUNK // 2, CHUNK, PROMPT):
+        batch = Batch(length, length)
+        times |= medians(
+            {f"{kind} prompt {length}": bench.prompt(impl, batch) for kind, impl in impls.items()}
+        )
+    return {"milliseconds": times, "ratios": ratios(times)}
+
+
+def bench_engine(backend: str) -> dict[str, Any]:
+    """Time a tiny engine whose sequences are many chunks long, with CUDA graphs."""
+    import llama4_checkpoint
+    from gpu.cases import V0_FLASH, V0_XFORMERS
+    from gpu.engine import Settings
+
+    env = V0_XFORMERS if backend == "xformers" else V0_FLASH
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model = llama4_checkpoint.write(folder / "model", multimodal=True)
+        random = torch.Generator().manual_seed(1)
+        lengths = (700, 800, 900, 640, 512, 768, 832, 896)
+        prompts = [torch.randint(10, 256, (n,), generator=random).tolist() for n in lengths]
+        args = {"limit_mm_per_prompt": {"image": 0}, "max_model_len": 1024}
+        settings = Settings(str(model), prompts, 100, args, True, False)
+        (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)), "utf-8")
+        command = [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"]
+        tests = str(Path(__file__).parents[1])
+        path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+        subprocess.run(
+            command,
+            cwd=folder,
+            env={**os.environ, **env, "PYTHONPATH": path},
+            check=True,
+            stdout=sys.stderr,
+        )
+        answers = json.loads((folder / "answers.json").read_text("utf-8"))
+    return {"tokens_per_second": 100 * len(prompts) / answers["seconds"]}
+
+
+def main() -> None:
+    """Run one benchmark and print it."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["layer", "engine"])
+    parser.add_argument("--backend", choices=["xformers", "flash_attn"], required=True)
+    args = parser.parse_args()
+    found = {"layer": bench_layer, "engine": bench_engine}[args.what](args.backend)
+    import vllm
+
+    about = {
+        "vllm": vllm.__version__,
+        "torch": torch.__version__,
+        "gpu": torch.cuda.get_device_name(),
+        "what": args.what,
+        "backend": args.backend,
+    }
+    print(json.dumps({**about, **found}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
