@@ -2,6 +2,7 @@
 
 nox                          what the README calls the tests: lint, types, units, validate
 nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
+nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
 nox -s wheels                every wheel built twice, compared and verified
 nox -s bench                 the figures of docs/benchmarks.md
 """
@@ -69,6 +70,14 @@ def regress(session: nox.Session, release: str) -> None:
     """FAIL_TO_PASS tests of one release, on its stock and on its patched wheel."""
     session.install("-e", ".")
     session.run("vllm-overlay", "regress", release, *session.posargs)
+
+
+@nox.session(tags=["gpu"])
+@nox.parametrize("release", PATCHED, ids=PATCHED)
+def gpu(session: nox.Session, release: str) -> None:
+    """Whole engines of one release on an NVIDIA GPU, stock and patched; by hand, not in CI."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "regress", release, "--suite", "gpu", *session.posargs)
 
 
 @nox.session(tags=["matrix"])

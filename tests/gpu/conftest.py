@@ -32,11 +32,18 @@ from .reference import Reference
 TIMEOUT = 400.0
 """Seconds for one engine, of which starting it takes most."""
 
+ENGINES_PER_GPU = 4
+
 ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     fail_to_pass.add_marker(config)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Engines as small as these leave room for others on their GPU."""
+    return ENGINES_PER_GPU * max(1, int(torch.cuda.device_count()))
 
 
 def pytest_report_header() -> list[str]:
@@ -99,7 +106,7 @@ def answers(shared: Path, checkpoint: Callable[[bool], Path]) -> Callable[[Case]
             if not (folder / "answers.json").is_file():
                 folder.mkdir(exist_ok=True)
                 _run_engine(folder, settings, case.env, case.gpus)
-        return Answers(**json.loads((folder / "answers.json").read_text("utf-8")))
+        return Answers.read(folder / "answers.json")
 
     return get
 

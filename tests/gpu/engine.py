@@ -27,6 +27,8 @@ class Settings:
     """How many tokens each prompt is continued by, greedily."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of `vllm.LLM` beside the common ones below."""
+    is_multimodal: bool = True
+    """Whether the checkpoint is the multimodal model."""
     is_cached: bool = False
     """Whether the prompts are run once before, for their KV cache to be found again."""
     has_prompt_logprobs: bool = True
@@ -55,10 +57,16 @@ class Answers:
     vllm: str
     """Installed version."""
     backend: str
-    """Class of the first layer's attention impl, or "" if it is out of reach."""
+    """Module and class of the attention impl, or "" where the layers are in another process."""
     seconds: float
     """Wall time of the last generation."""
     answers: list[Answer]
+
+    @classmethod
+    def read(cls, file: Path) -> Answers:
+        """Read what `main` wrote."""
+        data = json.loads(file.read_text("utf-8"))
+        return cls(**{**data, "answers": [Answer(**each) for each in data["answers"]]})
 
 
 COMMON: dict[str, Any] = {
@@ -79,27 +87,21 @@ def register_text_model() -> None:
     from vllm import ModelRegistry
 
     if "Llama4ForCausalLM" not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model(
-            "Llama4ForCausalLM", "vllm.model_executor.models.llama4:Llama4ForCausalLM"
-        )
+        from vllm.model_executor.models.llama4 import Llama4ForCausalLM
+
+        ModelRegistry.register_model("Llama4ForCausalLM", Llama4ForCausalLM)
 
 
-def backend_of(llm: Any) -> str:
-    """Name the module and class of the impl that the first layer has in this process."""
-    import torch
+def backend_of() -> str:
+    """Name the module and class of the impl that an attention layer in this process has."""
+    import gc
 
-    try:
-        import gc
+    from vllm.attention.layer import Attention
 
-        from vllm.attention.layer import Attention
-
-        layers = [each for each in gc.get_objects() if isinstance(each, Attention)]
-    except (ImportError, torch.cuda.CudaError):
-        return ""
-    if not layers:
-        return ""
-    cls = type(layers[0].impl)
-    return f"{cls.__module__}.{cls.__name__}"
+    # Not isinstance: that asks weak references to what is gone.
+    layers = [each for each in gc.get_objects() if issubclass(type(each), Attention)]
+    impls = [type(layer.impl) for layer in layers]
+    return f"{impls[0].__module__}.{impls[0].__name__}" if impls else ""
 
 
 def run(settings: Settings) -> Answers:
@@ -107,7 +109,8 @@ def run(settings: Settings) -> Answers:
     import vllm
     from vllm import LLM, SamplingParams
 
-    register_text_model()
+    if not settings.is_multimodal:
+        register_text_model()
     llm = LLM(settings.model, **{**COMMON, **settings.engine_args})
     sampling = SamplingParams(
         temperature=0.0,
@@ -123,7 +126,7 @@ def run(settings: Settings) -> Answers:
     start = time.perf_counter()
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - start
-    return Answers(vllm.__version__, backend_of(llm), seconds, [answer(o) for o in outputs])
+    return Answers(vllm.__version__, backend_of(), seconds, [answer(o) for o in outputs])
 
 
 def answer(output: Any) -> Answer:

@@ -75,9 +75,11 @@ class Bench:
     """Layers of one backend, and the metadata they need."""
 
     def __init__(self, backend: str) -> None:
+        importlib.import_module("vllm._custom_ops")  # FlashAttention takes its kernels for granted
         self.backend = backend
         self.module = importlib.import_module(f"vllm.attention.backends.{backend}")
-        self.local, self.everywhere = self._impl(True), self._impl(False)
+        self.local = [self._impl(True) for _ in range(ROPE_LAYERS)]
+        self.everywhere = [self._impl(False) for _ in range(ROPE_LAYERS)]
         one = torch.ones((), device="cuda")
         self.scales = SimpleNamespace(
             _q_scale=one, _k_scale=one, _v_scale=one, _k_scale_float=1.0, _v_scale_float=1.0
@@ -159,13 +161,13 @@ class Bench:
 
         return run
 
-    def decode(self, impl: Any, batch: Batch, cache: torch.Tensor) -> Callable[[], object]:
+    def decode(self, impls: list[Any], batch: Batch, cache: torch.Tensor) -> Callable[[], object]:
         """Return the replay of a CUDA graph of one step's RoPE layers."""
-        run = self.layer(impl, batch, cache)
+        layers = [self.layer(impl, batch, cache) for impl in impls]
 
         def step() -> None:
             metadata = self.metadata(batch)
-            for _ in range(ROPE_LAYERS):
+            for run in layers:
                 run(metadata)
 
         stream = torch.cuda.Stream()
@@ -175,9 +177,13 @@ class Bench:
         metadata = self.metadata(batch)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=stream):
-            for _ in range(ROPE_LAYERS):
+            for run in layers:
                 run(metadata)
-        replay: Callable[[], object] = graph.replay
+
+        def replay(_keep: object = (layers, metadata, cache)) -> None:
+            """A graph does not keep the tensors alive that were there before it."""
+            graph.replay()
+
         return replay
 
     def prompt(self, impl: Any, batch: Batch) -> Callable[[], object]:
@@ -218,7 +224,10 @@ def bench_layer(backend: str) -> dict[str, Any]:
     for length in (CHUNK // 2, CHUNK, PROMPT):
         batch = Batch(length, length)
         times |= medians(
-            {f"{kind} prompt {length}": bench.prompt(impl, batch) for kind, impl in impls.items()}
+            {
+                f"{kind} prompt {length}": bench.prompt(impl[0], batch)
+                for kind, impl in impls.items()
+            }
         )
     return {"milliseconds": times, "ratios": ratios(times)}
 
@@ -237,7 +246,9 @@ def bench_engine(backend: str) -> dict[str, Any]:
         lengths = (700, 800, 900, 640, 512, 768, 832, 896)
         prompts = [torch.randint(10, 256, (n,), generator=random).tolist() for n in lengths]
         args = {"limit_mm_per_prompt": {"image": 0}, "max_model_len": 1024}
-        settings = Settings(str(model), prompts, 100, args, True, False)
+        settings = Settings(
+            str(model), prompts, 100, args, is_cached=True, has_prompt_logprobs=False
+        )
         (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)), "utf-8")
         command = [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"]
         tests = str(Path(__file__).parents[1])

@@ -82,7 +82,6 @@ def check(case: Case, answers: GetAnswers, reference: GetReference, record: Reco
     record("within_chunk", f"{distance.within:.3f}")
     record("past_chunk", f"{distance.past:.3f}")
     record("agreement", f"{distance.agreement}/{distance.generated}")
-    record("tokens_per_second", f"{distance.generated / found.seconds:.0f}")
     # With tensor parallelism, the engine's own process holds the first rank.
     assert case.backend in found.backend
     largest = max(distance.within, distance.past)

@@ -325,26 +325,60 @@ def lock(workspace: Workspace, releases: tuple[str, ...], everything: bool, dry_
     show_default=True,
     help="Where the environment, junit XML and logs go, in a folder of the release's name.",
 )
+@click.option(
+    "--suite",
+    type=click.Choice(list(regress_module.SUITES)),
+    default="regress",
+    show_default=True,
+    help="regress needs no GPU; gpu runs whole engines on an NVIDIA GPU.",
+)
 @json_option
 @pass_workspace
-def regress(workspace: Workspace, release: str, keep: bool, folder: Path, as_json: bool) -> None:
+def regress(
+    workspace: Workspace, release: str, keep: bool, folder: Path, suite: str, as_json: bool
+) -> None:
     """Run the regression tests on a release's stock wheel, then on the patched one.
 
     Tests marked FAIL_TO_PASS must fail on stock with the very error and pass on patched; all
-    others must pass on both. Needs 10 GB of disk for a while, no GPU.
+    others must pass on both. Needs 10 GB of disk for a while.
 
     \b
     Example:
       vllm-overlay regress 0.8.3
     """
     one = workspace.versions.get(release)
-    verdict = regress_module.run(workspace, one, (folder / one.name).absolute(), keep)
+    verdict = regress_module.run(workspace, one, (folder / one.name).absolute(), keep, suite)
+    _report(verdict, as_json)
+
+
+def _report(verdict: regress_module.Verdict, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(verdict))
     else:
         _print_verdict(verdict)
     if verdict.problems:
         sys.exit(Exit.PROBLEMS)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("release")
+@click.argument("stock", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("patched", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--markdown", is_flag=True, help="Print what the tests measured, as a table.")
+@json_option
+def judge(release: str, stock: Path, patched: Path, markdown: bool, as_json: bool) -> None:
+    """Compare two runs of a suite that were made elsewhere, from their junit XML.
+
+    For a machine that has a GPU but no index: run pytest there on either wheel, judge here.
+
+    \b
+    Example:
+      vllm-overlay judge 0.8.3 stock.xml patched.xml
+    """
+    before, after = (regress_module.read_junit(f.read_text("utf-8")) for f in (stock, patched))
+    if markdown:
+        out.print(regress_module.markdown(before, after), markup=False, soft_wrap=True)
+    _report(regress_module.judge(release, before, after), as_json)
 
 
 def _print_verdict(verdict: regress_module.Verdict) -> None:

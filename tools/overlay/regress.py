@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -23,8 +23,11 @@ from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 from overlay.workspace import Workspace
 
-#: Seconds for one run of the tests; a hang is an error and no wait.
-TIMEOUT = 900.0
+#: Suites of tests, by the folder in tests/ that holds them, with the seconds that one run may take:
+#: a hang is an error and no wait.
+SUITES = {"regress": 900.0, "gpu": 3600.0}
+#: Properties of a test that say what is expected of it; any other is a measure.
+EXPECTATION = ("expect_on_stock", "fail_to_pass_releases", "raises")
 #: What the tests need beside the wheel.
 NEEDS = ("pytest", "pytest-xdist", "hypothesis")
 
@@ -43,6 +46,8 @@ class Case:
     """pass or fail."""
     raises: str
     """Regex that a failure on stock must match."""
+    measures: dict[str, str] = field(default_factory=dict)
+    """What the test measured, by name."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +65,12 @@ class Verdict:
     """What should not be so, a line each."""
 
 
-def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Verdict:
+def run(
+    workspace: Workspace, release: Release, folder: Path, keep: bool, suite: str = "regress"
+) -> Verdict:
     """Test `release` in a new environment under `folder`; it and the wheel go unless `keep`.
 
-    A control has no patched wheel: its stock wheel must pass every test.
+    `suite` is one of `SUITES`. A control has no patched wheel: its stock wheel must pass all.
     junit XML and pytest's output of both runs stay in `folder`.
 
     Raises:
@@ -81,11 +88,11 @@ def run(workspace: Workspace, release: Release, folder: Path, keep: bool) -> Ver
     built = wheel.build(workspace, release, folder / "dist").path if release.is_patched else None
     environment = _environment(workspace, release, folder / "venv", official)
     try:
-        stock = _pytest(environment, tests, folder, "stock")
+        stock = _pytest(environment, tests / suite, folder, "stock")
         patched = None
         if built:
             environment.install(str(built), *NEEDS)
-            patched = _pytest(environment, tests, folder, "patched")
+            patched = _pytest(environment, tests / suite, folder, "patched")
     finally:
         if not keep:
             for used in (environment.folder, folder / "dist"):
@@ -110,20 +117,21 @@ def _environment(
     return environment
 
 
-def _pytest(environment: Environment, tests: Path, folder: Path, which: str) -> list[Case]:
+def _pytest(environment: Environment, suite: Path, folder: Path, which: str) -> list[Case]:
     log = log_for(environment.release.name)
     xml = folder / f"{which}.xml"
     xml.unlink(missing_ok=True)
     arguments = [
-        "-m", "pytest", "-p", "no:cacheprovider", "-c", str(tests / "regress" / "pytest.ini"),
-        "--rootdir", str(tests), str(tests / "regress"), "-q", "-rs", f"--junitxml={xml}",
+        "-m", "pytest", "-p", "no:cacheprovider", "-c", str(suite.parent / "pytest.ini"),
+        "--rootdir", str(suite.parent), str(suite), "-q", "-rs", f"--junitxml={xml}",
         "-n", "auto", "--dist", "worksteal",
     ]  # fmt: skip
     start = time.monotonic()
+    timeout = SUITES[suite.name]
     try:
-        done = environment.run(arguments, {}, folder, TIMEOUT)
+        done = environment.run(arguments, {}, folder, timeout)
     except subprocess.TimeoutExpired as error:
-        raise _broken(environment, which, f"no end after {TIMEOUT:.0f} s") from error
+        raise _broken(environment, which, f"no end after {timeout:.0f} s") from error
     output = folder / f"{which}.log"
     output.write_text(done.stdout + done.stderr, "utf-8")
     if done.returncode not in (0, 1) or not xml.is_file():
@@ -148,7 +156,7 @@ def read_junit(xml: str) -> list[Case]:
 
 
 def _case(node: ElementTree.Element) -> Case:
-    properties = {p.get("name"): p.get("value", "") for p in node.iter("property")}
+    properties = {p.get("name", ""): p.get("value", "") for p in node.iter("property")}
     outcome, message = "passed", ""
     for child, found in (("skipped", "skipped"), ("failure", "failed"), ("error", "error")):
         result = node.find(child)
@@ -161,6 +169,7 @@ def _case(node: ElementTree.Element) -> Case:
         message.strip(),
         properties.get("expect_on_stock", "pass"),
         properties.get("raises", ""),
+        {name: value for name, value in properties.items() if name not in EXPECTATION},
     )
 
 
@@ -222,6 +231,21 @@ def _problem(old: Case, new: Case) -> str | None:
 
 def _last_line(case: Case) -> str:
     return case.message.split("\n")[0]
+
+
+def markdown(stock: Iterable[Case], patched: Iterable[Case]) -> str:
+    """A table of what the tests measured, stock / patched; for stock that broke, its error."""
+    before = {case.name: case for case in stock}
+    after = [case for case in patched if case.measures]
+    names = list(dict.fromkeys(name for case in after for name in case.measures))
+    lines = ["| | stock | " + " | ".join(n.replace("_", " ") for n in names) + " | patched |"]
+    lines.append("|---|---|" + "---|" * len(names) + "---|")
+    for case in after:
+        old = before[case.name]
+        cells = [f"{old.measures.get(n, '–')} / {case.measures.get(n, '–')}" for n in names]
+        label = case.name.rpartition("::")[2]
+        lines.append(f"| {label} | {old.outcome} | {' | '.join(cells)} | {case.outcome} |")
+    return "\n".join(lines)
 
 
 def summary(verdict: Verdict) -> str:
