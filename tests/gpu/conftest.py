@@ -32,7 +32,7 @@ from .reference import Reference
 TIMEOUT = 400.0
 """Seconds for one engine, of which starting it takes most."""
 
-ENGINES_PER_GPU = 4
+ENGINES_PER_GPU = 6
 
 ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 

@@ -83,6 +83,23 @@ def test_wrong_usage(run: Run, arguments: tuple[str, ...], status: int, text: st
     assert "Traceback" not in ran.err
 
 
+def test_judge(run: Run, tmp_path: Path) -> None:
+    """Two runs made elsewhere: problems are exit status 1, another file is wrong usage."""
+    xml = '<testsuite><testcase classname="gpu" name="a">{}</testcase></testsuite>'
+    passed, failed, other = (tmp_path / name for name in ("passed.xml", "failed.xml", "other"))
+    passed.write_text(xml.format(""))
+    failed.write_text(xml.format('<failure message="wrong answers">where</failure>'))
+    other.write_text("no XML")
+    good = run("judge", "1.0", str(passed), str(passed), "--markdown")
+    assert (good.status, good.err) == (0, "")
+    assert "1.0: 0 FAIL_TO_PASS, 1 PASS_TO_PASS, 0 skipped, 0 problems" in good.out
+    bad = run("judge", "1.0", str(passed), str(failed))
+    assert bad.status == 1
+    assert "failed on patched: wrong answers" in bad.err
+    refused = run("judge", "1.0", str(passed), str(other))
+    assert (refused.status, refused.err.count("\n")) == (2, 1)
+
+
 def test_offline_with_an_empty_cache(run: Run, tmp_path: Path) -> None:
     ran = run("build", "1.0", flags=("--offline", "--cache", str(tmp_path / "empty")))
     assert ran.status == 3

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from overlay.environment import KEEP, UvCache
-from overlay.regress import Case, judge, read_junit
+from overlay.regress import Case, judge, markdown, read_junit
 
 from .conftest import Upstream
 
@@ -18,7 +18,8 @@ JUNIT = """<testsuites><testsuite>
   <property name="raises" value="TypeError: .*use_irope"/>
 </properties><failure message="TypeError: X() got 'use_irope'">traceback</failure></testcase>
 <testcase classname="t" name="p2p"><properties>
-  <property name="expect_on_stock" value="pass"/></properties></testcase>
+  <property name="expect_on_stock" value="pass"/>
+  <property name="past_chunk" value="0.066"/></properties></testcase>
 <testcase classname="t" name="off"><skipped message="no GPU">where</skipped></testcase>
 <testcase classname="t" name="broken"><error message="fixture died">where</error></testcase>
 </testsuite></testsuites>"""
@@ -41,6 +42,21 @@ def test_junit() -> None:
     assert cases["t::p2p"].outcome == "passed"
     assert cases["t::off"].message.startswith("no GPU")
     assert cases["t::broken"].outcome == "error"
+
+
+def test_measures_as_table() -> None:
+    """What a test measured stands beside what it measured on stock, or beside stock's outcome."""
+    stock = [case("failed", VERY_ERROR, name="gpu::a"), case("passed", name="gpu::b")]
+    patched = [
+        Case("gpu::a", "passed", "", "fail", "", {"past_chunk": "0.066"}),
+        case("passed", name="gpu::b"),
+    ]
+    assert markdown(stock, patched).splitlines() == [
+        "| | stock | past chunk | patched |",
+        "|---|---|---|---|",
+        "| a | failed | – / 0.066 | passed |",
+    ]
+    assert {c.name: c.measures for c in read_junit(JUNIT)}["t::p2p"] == {"past_chunk": "0.066"}
 
 
 def test_fail_to_pass() -> None:

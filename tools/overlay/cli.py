@@ -191,7 +191,7 @@ def validate(
 
 
 #: Colours of the table's cells; the words alone say the same.
-_STYLES = {"clean": "green", "as locked": "green", "offset": "yellow", "—": "dim"}
+_STYLES = {"as locked": "green", "offset": "yellow", "—": "dim"}
 
 
 def _styled(text: str) -> str:
@@ -200,12 +200,14 @@ def _styled(text: str) -> str:
 
 
 def _print_validation(report: validate_module.Report) -> None:
-    # A topic's words under one another: twelve topics must fit a terminal.
-    headings = (topic.replace("-", "-\n") for topic in report.topics)
-    table = Table("release", *headings, "tree", box=None, pad_edge=False)
+    # The topics that just apply are counted: only the others fit a terminal, and matter.
+    table = Table("release", "clean", "tree", "others", box=None, pad_edge=False)
     for row in report.rows:
-        cells = (_styled(row.cells.get(topic, "—")) for topic in report.topics)
-        table.add_row(row.release.name, *cells, _styled(row.tree))
+        others = [
+            f"{topic} {_styled(cell)}" for topic, cell in row.cells.items() if cell != "clean"
+        ]
+        clean = len(row.cells) - len(others)
+        table.add_row(row.release.name, str(clean), _styled(row.tree), "\n".join(others))
     out.print(table, soft_wrap=False)
     for problem in report.all_problems:
         err.print(problem, style="red", markup=False)
@@ -375,7 +377,7 @@ def judge(release: str, stock: Path, patched: Path, markdown: bool, as_json: boo
     Example:
       vllm-overlay judge 0.8.3 stock.xml patched.xml
     """
-    before, after = (regress_module.read_junit(f.read_text("utf-8")) for f in (stock, patched))
+    before, after = map(regress_module.read_run, (stock, patched))
     if markdown:
         out.print(regress_module.markdown(before, after), markup=False, soft_wrap=True)
     _report(regress_module.judge(release, before, after), as_json)

@@ -137,7 +137,7 @@ def _pytest(environment: Environment, suite: Path, folder: Path, which: str) -> 
     if done.returncode not in (0, 1) or not xml.is_file():
         last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it said nothing"]
         raise _broken(environment, which, f"exit status {done.returncode}: {last[0]}; see {output}")
-    cases = read_junit(xml.read_text("utf-8"))
+    cases = read_run(xml)
     failed = sum(c.outcome in ("failed", "error") for c in cases)
     log.info("%s: %d tests, %d failed, %.0f s", which, len(cases), failed, time.monotonic() - start)
     return cases
@@ -148,6 +148,21 @@ def _broken(environment: Environment, which: str, why: str) -> OverlayError:
         f"{environment.release.name}: pytest broke on the {which} wheel", why,
         "Run it again with --keep and look into the environment", Exit.ENVIRONMENT,
     )  # fmt: skip
+
+
+def read_run(file: Path) -> list[Case]:
+    """The tests of a run whose junit XML is in `file`.
+
+    Raises:
+        OverlayError: it is no junit XML.
+    """
+    try:
+        return read_junit(file.read_text("utf-8"))
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise OverlayError(
+            f"{file} can't be read", f"it is no XML: {error}",
+            "Pass the file that pytest --junitxml=FILE wrote", Exit.USAGE,
+        ) from error  # fmt: skip
 
 
 def read_junit(xml: str) -> list[Case]:
