@@ -69,6 +69,15 @@ def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     selector._cached_get_attn_backend.cache_clear()
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute in one thread: small tensors take far longer when several threads share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a local model: a tiny Llama 4, or a tiny Llama where there is no Llama 4 yet."""

@@ -371,6 +371,8 @@ KEYWORD_MISSING_ERROR = r"TypeError: .* got an unexpected keyword argument 'use_
 CHUNKS_IGNORED = V0_CHUNKED
 """Releases whose V0 impls compute global attention in layers that want it within chunks."""
 CHUNKS_IGNORED_ERROR = r"wrong attention in chunked layer|" + KEYWORD_MISSING_ERROR
+LOGPROBS_ERROR = r"wrong log-probabilities|" + KEYWORD_MISSING_ERROR
+"""What comes of it in a model's answers."""
 
 NO_PREFIX_BLOCK_8 = span("0.8.5", "0.10.2")
 """Releases whose prefix kernel multiplies whole blocks, for which Triton wants 16 rows or more."""

@@ -85,6 +85,8 @@ def _platform() -> type:
         "get_device_capability": classmethod(lambda *_, **__: DeviceCapability(*Device.capability)),
         "get_device_name": classmethod(lambda *_, **__: Device.name),
         "get_device_total_memory": classmethod(lambda *_, **__: Device.total_memory),
+        # Where vLLM registers its own operators. The tensors are on the CPU.
+        "dispatch_key": "CPU",
     }
     return type("FakeCudaPlatform", (NonNvmlCudaPlatform,), members)
 

@@ -12,9 +12,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from . import tiny_llama4
+from . import batches, kernels, tiny_llama4
 from .expected import (
     CHUNKS_IGNORED,
     CHUNKS_IGNORED_ERROR,
@@ -37,9 +36,12 @@ from .releases import in_order, installed_release
 RELEASE = installed_release()
 TOLERANCE = 1e-4
 
-pytestmark = pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 on V0")
+pytestmark = [
+    pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 on V0"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
-BACKENDS = ["xformers", "flash_attn"]
+BACKENDS = list(kernels.BACKENDS)
 
 keyword_missing = pytest.mark.fail_to_pass(
     releases=in_order(KEYWORD_MISSING), raises=KEYWORD_MISSING_ERROR
@@ -69,35 +71,19 @@ class Shape:
         return -(-self.max_len // self.block)
 
 
-@dataclass
-class Request:
-    """A sequence: all its future tokens, and how many of them were computed so far."""
+@dataclass(kw_only=True)
+class Request(batches.Request):
+    """A sequence with all its future tokens."""
 
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    blocks: list[int]
-    computed: int = 0
 
     def __len__(self) -> int:
         return len(self.query)
 
 
-@dataclass(frozen=True)
-class Piece:
-    """What one step computes of one sequence."""
-
-    sequence: Request
-    length: int
-    is_prefill: bool
-
-    @property
-    def end(self) -> int:
-        return self.sequence.computed + self.length
-
-    @property
-    def tokens(self) -> slice:
-        return slice(self.sequence.computed, self.end)
+Piece = batches.Piece[Request]
 
 
 def dense(piece: Piece, shape: Shape, chunk: int | None) -> torch.Tensor:
@@ -114,169 +100,6 @@ def dense(piece: Piece, shape: Shape, chunk: int | None) -> torch.Tensor:
     scores = torch.einsum("qhd,khd->hqk", query, key) * shape.head_size**-0.5
     weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, value)
-
-
-# Stand-ins for kernels.
-
-
-def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Return causal attention of the last tokens of one sequence, the queries, over all of it."""
-    repeat = query.shape[1] // key.shape[1]
-    key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-    scores = torch.einsum("qhd,khd->hqk", query.float(), key.float()) * scale
-    later = torch.ones(scores.shape[1:], dtype=torch.bool).triu(len(key) - len(query) + 1)
-    weights = scores.masked_fill(later, -torch.inf).softmax(-1)
-    return torch.einsum("hqk,khd->qhd", weights, value.float())
-
-
-def stored(values: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return values as a cache of this type holds them."""
-    return values.to(torch.float8_e5m2).view(torch.uint8) if dtype == "fp8_e5m2" else values
-
-
-def loaded(cache: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Return what a cache of this type holds."""
-    return cache.view(torch.float8_e5m2).float() if dtype == "fp8_e5m2" else cache
-
-
-def rows_of(cache: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
-    """Return a sequence's tokens from a cache [blocks, block size, heads, head size]."""
-    used = table[: -(-length // cache.shape[1])].long()
-    return cache[used].flatten(0, 1)[:length].float()
-
-
-def token_major(key_cache: torch.Tensor, value_cache: torch.Tensor) -> list[torch.Tensor]:
-    """View PagedAttention's caches as [blocks, block size, heads, head size]."""
-    key_cache = key_cache.permute(0, 3, 1, 2, 4).flatten(3, 4)
-    return [key_cache, value_cache.permute(0, 3, 1, 2)]
-
-
-def reshape_and_cache(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slots: torch.Tensor,
-    dtype: str,
-    *_: Any,
-) -> None:
-    x = key_cache.shape[-1]
-    used = slots >= 0
-    rows, columns = slots[used] // value_cache.shape[3], slots[used] % value_cache.shape[3]
-    key_cache.permute(0, 3, 1, 2, 4)[rows, columns] = stored(key[used].unflatten(2, (-1, x)), dtype)
-    value_cache.permute(0, 3, 1, 2)[rows, columns] = stored(value[used], dtype)
-
-
-def paged_attention_v1(
-    out: torch.Tensor,
-    query: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    _kv_heads: int,
-    scale: float,
-    tables: torch.Tensor,
-    seq_lens: torch.Tensor,
-    _block: int,
-    max_seq_len: int,
-    _alibi: None,
-    dtype: str,
-    *_: Any,
-) -> None:
-    assert tables.is_contiguous()
-    assert tables.dtype == seq_lens.dtype == torch.int32
-    assert len(tables) == len(seq_lens) == len(query)
-    assert int(seq_lens.max()) <= max_seq_len
-    keys, values = token_major(loaded(key_cache, dtype), loaded(value_cache, dtype))
-    for row, length in enumerate(seq_lens.tolist()):
-        if length:
-            key, value = (rows_of(cache, tables[row], length) for cache in (keys, values))
-            out[row] = attend(query[row : row + 1], key, value, scale)[0]
-
-
-def paged_attention_v2(out: torch.Tensor, _1: Any, _2: Any, _3: Any, *rest: Any) -> None:
-    paged_attention_v1(out, *rest)
-
-
-def memory_efficient_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_bias: Any,
-    p: float,
-    scale: float,
-) -> torch.Tensor:
-    bias = attn_bias.materialize((query.shape[1], key.shape[1]))
-    weights = (torch.einsum("bq...d,bk...d->b...qk", query, key) * scale + bias).softmax(-1)
-    return torch.einsum("b...qk,bk...d->bq...d", weights, value)
-
-
-def reshape_and_cache_flash(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slots: torch.Tensor,
-    *_: Any,
-) -> None:
-    used = slots >= 0
-    key_cache.view(-1, *key.shape[1:])[slots[used]] = key[used]
-    value_cache.view(-1, *value.shape[1:])[slots[used]] = value[used]
-
-
-def flash_attn_varlen(
-    *,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    max_seqlen_q: int,
-    max_seqlen_k: int,
-    softmax_scale: float,
-    causal: bool,
-    out: torch.Tensor,
-    cu_seqlens_k: torch.Tensor | None = None,
-    seqused_k: torch.Tensor | None = None,
-    block_table: torch.Tensor | None = None,
-    **_: Any,
-) -> None:
-    assert causal
-    starts = cu_seqlens_q.tolist()
-    key_starts = None if cu_seqlens_k is None else cu_seqlens_k.tolist()
-    assert starts[-1] == len(q) == len(out)
-    for row, (start, end) in enumerate(pairwise(starts)):
-        if key_starts is not None:
-            keys = slice(key_starts[row], key_starts[row + 1])
-            key, value = k[keys], v[keys]
-        else:
-            assert seqused_k is not None
-            assert block_table is not None
-            length = int(seqused_k[row])
-            key, value = (rows_of(cache, block_table[row], length) for cache in (k, v))
-        assert end - start <= max_seqlen_q
-        assert len(key) <= max_seqlen_k
-        out[start:end] = attend(q[start:end], key, value, softmax_scale)
-
-
-def flash_attn_kvcache(
-    *,
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    cache_seqlens: torch.Tensor,
-    softmax_scale: float,
-    out: torch.Tensor,
-    **_: Any,
-) -> None:
-    assert block_table.dtype == cache_seqlens.dtype == torch.int32
-    assert len(block_table) == len(cache_seqlens) == len(q)
-    for row, length in enumerate(cache_seqlens.tolist()):
-        if length:
-            caches = (k_cache, v_cache)
-            key, value = (rows_of(cache, block_table[row], length) for cache in caches)
-            out[row] = attend(q[row], key, value, softmax_scale)
 
 
 # The engine around an impl.
@@ -354,7 +177,7 @@ class Driver:
     def new_cache(self, total_blocks: int) -> torch.Tensor:
         """Return a cache full of what other sequences left, which must not be looked at."""
         sizes = (2, total_blocks, self.shape.block, self.shape.kv_heads, self.shape.head_size)
-        cache = stored(30 * torch.randn(sizes, generator=self.random), self.kv_dtype)
+        cache = kernels.stored(30 * torch.randn(sizes, generator=self.random), self.kv_dtype)
         return cache.flatten(2) if self.name == "xformers" else cache
 
     def sequence(self, length: int) -> Request:
@@ -363,67 +186,16 @@ class Driver:
         blocks, self.free_blocks = self.free_blocks[:count], self.free_blocks[count:]
         assert len(blocks) == count
         return Request(
-            self.normal(length, self.shape.heads, self.shape.head_size),
-            self.normal(length, self.shape.kv_heads, self.shape.head_size),
-            self.normal(length, self.shape.kv_heads, self.shape.head_size),
-            blocks,
+            query=self.normal(length, self.shape.heads, self.shape.head_size),
+            key=self.normal(length, self.shape.kv_heads, self.shape.head_size),
+            value=self.normal(length, self.shape.kv_heads, self.shape.head_size),
+            blocks=blocks,
         )
 
-    def slots(self, piece: Piece) -> list[int]:
-        block = self.shape.block
-        tokens = range(piece.sequence.computed, piece.end)
-        return [piece.sequence.blocks[token // block] * block + token % block for token in tokens]
-
-    def metadata(
-        self,
-        pieces: Sequence[Piece],
-        tables: bool,
-        padding: int = 0,
-        capture_len: int | None = None,
-    ) -> Any:
-        """Build a batch's metadata as the backend's builder does.
-
-        `tables`: prefills come with block tables, as with chunked prefill or a cached prefix.
-        `capture_len`: the batch is one for a CUDA graph captured for this length, with `padding`.
-        """
-        prefills = [piece for piece in pieces if piece.is_prefill]
-        decodes = [piece for piece in pieces if not piece.is_prefill]
-        assert list(pieces) == prefills + decodes
-        query_lens = [piece.length for piece in pieces]
-        seq_lens = [piece.end for piece in pieces] + [1] * padding
-        rows = [
-            piece.sequence.blocks[: -(-piece.end // self.shape.block)]
-            if tables or not piece.is_prefill
-            else []
-            for piece in pieces
-        ] + [[]] * padding
-        width = max(map(len, rows)) if capture_len is None else self.shape.columns
-        table = torch.zeros(len(rows), width, dtype=torch.int32)
-        for row, blocks in enumerate(rows):
-            table[row, : len(blocks)] = torch.tensor(blocks)
-        slots = [slot for piece in pieces for slot in self.slots(piece)] + [-1] * padding
-        starts = torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        key_starts = torch.tensor([0, *seq_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-        decode_lens = [piece.end for piece in decodes]
-        cls = "XFormersMetadata" if self.name == "xformers" else "FlashAttentionMetadata"
-        return getattr(self.module, cls)(
-            num_prefills=len(prefills),
-            num_prefill_tokens=sum(piece.length for piece in prefills),
-            num_decode_tokens=sum(piece.length for piece in decodes) + padding,
-            slot_mapping=torch.tensor(slots),
-            multi_modal_placeholder_index_maps=None,
-            enable_kv_scales_calculation=False,
-            seq_lens=seq_lens,
-            seq_lens_tensor=torch.tensor(seq_lens, dtype=torch.int32),
-            max_prefill_seq_len=max((piece.end for piece in prefills), default=0),
-            max_decode_seq_len=capture_len or max(decode_lens, default=0),
-            context_lens_tensor=torch.tensor([piece.sequence.computed for piece in pieces]),
-            block_tables=table,
-            use_cuda_graph=capture_len is not None,
-            max_query_len=max(query_lens),
-            max_decode_query_len=max((piece.length for piece in decodes), default=1),
-            query_start_loc=starts,
-            seq_start_loc=key_starts,
+    def metadata(self, pieces: Sequence[Piece], tables: bool, **options: Any) -> Any:
+        shape = self.shape
+        return batches.metadata(
+            self.module, shape.block, pieces, tables, columns=shape.columns, **options
         )
 
     def forward(self, layer: Layer, pieces: Sequence[Piece], metadata: Any) -> torch.Tensor:
@@ -460,7 +232,7 @@ class Driver:
     def fill_cache(self, sequence: Request, length: int) -> None:
         """Compute the first tokens of a sequence, as some request before did."""
         piece = Piece(sequence, length, is_prefill=True)
-        slots = torch.tensor(self.slots(piece))
+        slots = torch.tensor(piece.slots(self.shape.block))
         for layer in self.layers:
             key, value = sequence.key[:length], sequence.value[:length]
             if self.name == "xformers":
@@ -468,52 +240,22 @@ class Driver:
                 caches = paged.split_kv_cache(
                     layer.cache, self.shape.kv_heads, self.shape.head_size
                 )
-                reshape_and_cache(key, value, *caches, slots, self.kv_dtype)
+                kernels.reshape_and_cache(key, value, *caches, slots, self.kv_dtype)
             else:
-                reshape_and_cache_flash(key, value, *layer.cache, slots)
+                kernels.reshape_and_cache_flash(key, value, *layer.cache, slots)
         sequence.computed = length
 
 
 NewDriver = Callable[..., Driver]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tensors as small as these take far longer when several threads share them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def new_driver(start_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> NewDriver:
     """Return a function that gives a driver of a backend with the kernels stood in for."""
     config = start_engine({"VLLM_USE_V1": "0"})
-    # These tensors are too small to share out.
-    from vllm import _custom_ops
-
-    monkeypatch.setattr(_custom_ops, "reshape_and_cache", reshape_and_cache)
-    monkeypatch.setattr(_custom_ops, "paged_attention_v1", paged_attention_v1)
-    monkeypatch.setattr(_custom_ops, "paged_attention_v2", paged_attention_v2)
-    cache_ops = torch.ops._C_cache_ops
-    monkeypatch.setattr(
-        cache_ops, "reshape_and_cache_flash", reshape_and_cache_flash, raising=False
-    )
-    replaced: dict[str, dict[str, Callable[..., Any]]] = {
-        "xformers": {"xops.memory_efficient_attention_forward": memory_efficient_attention},
-        "flash_attn": {
-            "flash_attn_varlen_func": flash_attn_varlen,
-            "flash_attn_with_kvcache": flash_attn_kvcache,
-        },
-    }
 
     def new(backend: str, shape: Shape, **options: Any) -> Driver:
-        name = f"vllm.attention.backends.{backend}"
-        module = importlib.import_module(name)
-        for what, stand_in in replaced[backend].items():
-            monkeypatch.setattr(f"{name}.{what}", stand_in)
-        return Driver(module, config, shape, **options)
+        return Driver(kernels.stand_in(monkeypatch, backend), config, shape, **options)
 
     return new
 

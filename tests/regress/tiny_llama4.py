@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,16 +117,41 @@ def engine_config(model: Path, engine_args: Mapping[str, str]) -> Any:
     return args.create_engine_config()
 
 
+class OneRank:
+    """A process group of one, as far as a model asks for it: nothing to talk about."""
+
+    world_size = 1
+    rank_in_group = 0
+    is_first_rank = is_last_rank = True
+
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def all_gather(self, tensor: torch.Tensor, _dim: int) -> torch.Tensor:
+        return tensor
+
+    def gather(self, tensor: torch.Tensor, _dst: int, _dim: int) -> torch.Tensor:
+        return tensor
+
+
+@contextmanager
+def one_rank() -> Iterator[None]:
+    """Stand in for the process groups of tensor, pipeline and data parallelism."""
+    from vllm.distributed import parallel_state
+
+    with pytest.MonkeyPatch.context() as patch:
+        for group in ("_TP", "_PP", "_DP"):
+            patch.setattr(parallel_state, group, OneRank())
+        yield
+
+
 @contextmanager
 def loading(config: Any) -> Iterator[None]:
     """Set what vLLM has set while it constructs a model: current config, dtype and rank."""
     from vllm.config import set_current_vllm_config
-    from vllm.distributed import parallel_state
 
     before = torch.get_default_dtype()
-    with set_current_vllm_config(config), pytest.MonkeyPatch.context() as patch:
-        # One rank needs no process group, only its size and place.
-        patch.setattr(parallel_state, "_TP", SimpleNamespace(world_size=1, rank_in_group=0))
+    with set_current_vllm_config(config), one_rank():
         torch.set_default_dtype(config.model_config.dtype)
         try:
             yield
@@ -149,3 +173,14 @@ def attention_layer(config: Any, layer: int) -> Any:
             cache_config=config.cache_config,
             prefix=f"model.layers.{layer}.self_attn",
         )
+
+
+def load(config: Any) -> Any:
+    """Load a model's weights with vLLM's loader and return the model, to be run on the CPU."""
+    from vllm.model_executor.model_loader import get_model
+
+    config.device_config.device = torch.device("cpu")
+    # The forms of its operators that are plain torch. That of fused experts calls a kernel alike.
+    config.compilation_config.custom_ops = ["none"]
+    with loading(config):
+        return get_model(vllm_config=config)
