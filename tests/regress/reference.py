@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from . import tiny_llama4
+from .expected import QK_NORM_OF_ALL_HEADS
+from .releases import installed_release
 
 CHUNK = 32
 MAX_LEN = 4 * CHUNK + 16
@@ -24,6 +26,8 @@ TEXT_CONFIG: dict[str, Any] = {
     # Both kinds of feed-forward layer.
     "num_local_experts": 4,
     "interleave_moe_layer_step": 2,
+    # Scout has it, Maverick has not.
+    "use_qk_norm": installed_release() not in QK_NORM_OF_ALL_HEADS,
     # vLLM turns it on for contexts over 32768 tokens only, whatever a model's config says.
     "attn_temperature_tuning": False,
     "bos_token_id": None,

@@ -1,10 +1,10 @@
 """vLLM's Llama 4 text model on V0 against `transformers`' on the same weights.
 
-A tiny random checkpoint is loaded with vLLM's own loader into vLLM's own model; what comes out of
-it for whole prompts, for prompts computed in parts and for single tokens thereafter are compared,
-as log-probabilities. Whatever has no kernel for CPUs is plain torch, all else is vLLM's, from the
-choice of the backend on. Up to the chunk stock is right too, which tells wrong attention from
-whatever else could be wrong.
+vLLM's own loader loads a tiny random checkpoint into its own model. Log-probabilities are compared
+for whole prompts, for prompts computed in parts and for the single tokens thereafter. Plain torch
+stands in for what has no kernel for CPUs, except for XFormers' prefix kernel, which Triton's
+interpreter runs; all else is vLLM's. Up to a chunk stock must be right too: what fails past it is
+the attention and nothing else.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from .releases import in_order, installed_release
 
 RELEASE = installed_release()
 TOLERANCE = 1e-4
+"""float32 makes for 6e-6, attention over more than the chunk for 4."""
 BLOCK = 16
 
 pytestmark = [
@@ -63,7 +64,6 @@ class Engine:
     config: Any
     reference: Reference
     requests: list[Request] = field(default_factory=list)
-    worst: float = 0.0
 
     def __post_init__(self) -> None:
         columns = -(-MAX_LEN // BLOCK)
@@ -109,11 +109,8 @@ class Engine:
         for piece, answer in zip(pieces, answers, strict=True):
             expected = self.reference.log_probs[piece.sequence.row, piece.tokens]
             error = float((answer - expected).abs().max())
-            self.worst = max(self.worst, error)
-            tokens = f"{piece.tokens.start} to {piece.tokens.stop - 1}"
-            assert error <= TOLERANCE, (
-                f"wrong log-probabilities for tokens {tokens}: off by {error}"
-            )
+            where = f"after tokens {piece.sequence.computed} to {piece.end - 1}"
+            assert error <= TOLERANCE, f"wrong log-probabilities {where}: off by {error}"
             piece.sequence.computed = piece.end
 
     def prefill(self, *lengths: int, tables: bool = False) -> None:
