@@ -23,35 +23,36 @@ _SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<|image|>", "<|image_start|>", 
             "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"]  # fmt: skip
 
 
-def text_config() -> Any:
-    """The `Llama4TextConfig`: 4 layers, 8 query and 2 KV heads of 64, 2 experts."""
+def text_config(**changes: Any) -> Any:
+    """The `Llama4TextConfig`: 4 layers, 8 query and 2 KV heads of 64, 2 experts; or `changes`."""
     from transformers import Llama4TextConfig
 
-    return Llama4TextConfig(
-        vocab_size=VOCAB,
-        hidden_size=256,
-        intermediate_size=256,
-        intermediate_size_mlp=256,
-        num_hidden_layers=len(NO_ROPE_LAYERS),
-        num_attention_heads=8,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=16 * CHUNK,
-        attention_chunk_size=CHUNK,
-        no_rope_layers=NO_ROPE_LAYERS,
-        num_local_experts=2,
-        num_experts_per_tok=1,
-        interleave_moe_layer_step=1,
-        initializer_range=0.12,
-        attn_temperature_tuning=False,
-        rope_scaling=None,
-        use_qk_norm=True,
-        tie_word_embeddings=False,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        attn_implementation="eager",
-    )
+    values: dict[str, Any] = {
+        "vocab_size": VOCAB,
+        "hidden_size": 256,
+        "intermediate_size": 256,
+        "intermediate_size_mlp": 256,
+        "num_hidden_layers": len(NO_ROPE_LAYERS),
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "max_position_embeddings": 16 * CHUNK,
+        "attention_chunk_size": CHUNK,
+        "no_rope_layers": NO_ROPE_LAYERS,
+        "num_local_experts": 2,
+        "num_experts_per_tok": 1,
+        "interleave_moe_layer_step": 1,
+        "initializer_range": 0.12,
+        "attn_temperature_tuning": False,
+        "rope_scaling": None,
+        "use_qk_norm": True,
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "attn_implementation": "eager",
+    }
+    return Llama4TextConfig(**{**values, **changes})
 
 
 def _vision_config() -> Any:
@@ -70,7 +71,7 @@ def _vision_config() -> Any:
     )
 
 
-def _randomise(model: Any) -> None:
+def randomise(model: Any) -> None:
     """Fill what Hugging Face leaves empty, and make attention pointed."""
     for name, weight in model.named_parameters():
         if "experts." in name:
@@ -100,7 +101,7 @@ def write(folder: Path, multimodal: bool) -> Path:
         model = Llama4ForConditionalGeneration(config)
     else:
         model = Llama4ForCausalLM(text_config())
-    _randomise(model)
+    randomise(model)
     model.to(torch.float16).save_pretrained(folder)
     _write_processor(folder)
     return folder

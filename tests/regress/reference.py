@@ -8,31 +8,34 @@ from typing import Any
 
 import torch
 
-from . import tiny_llama4
+import llama4_checkpoint
+from llama4_checkpoint import NO_ROPE_LAYERS, VOCAB
+
 from .expected import QK_NORM_OF_ALL_HEADS
 from .releases import installed_release
 
 CHUNK = 32
 MAX_LEN = 4 * CHUNK + 16
 SEQUENCES = 2
-HEAD_SIZE = 32
+LAYERS = len(NO_ROPE_LAYERS)
 
-TEXT_CONFIG: dict[str, Any] = {
-    **tiny_llama4.TEXT_CONFIG,
-    "torch_dtype": "float32",
-    "head_dim": HEAD_SIZE,
-    "max_position_embeddings": MAX_LEN,
-    "attention_chunk_size": CHUNK,
-    # Both kinds of feed-forward layer.
-    "num_local_experts": 4,
-    "interleave_moe_layer_step": 2,
-    # Scout has it, Maverick has not.
-    "use_qk_norm": installed_release() not in QK_NORM_OF_ALL_HEADS,
-    # vLLM turns it on for contexts over 32768 tokens only, whatever a model's config says.
-    "attn_temperature_tuning": False,
-    "bos_token_id": None,
-    "eos_token_id": None,
-}
+
+def text_config() -> Any:
+    """Make a model that even the interpreter of kernels is done with soon."""
+    return llama4_checkpoint.text_config(
+        hidden_size=64,
+        intermediate_size=64,
+        intermediate_size_mlp=64,
+        num_attention_heads=4,
+        head_dim=32,
+        max_position_embeddings=MAX_LEN,
+        attention_chunk_size=CHUNK,
+        # Both kinds of feed-forward layer.
+        interleave_moe_layer_step=2,
+        num_local_experts=4,
+        # Scout has it, Maverick has not.
+        use_qk_norm=installed_release() not in QK_NORM_OF_ALL_HEADS,
+    )
 
 
 @dataclass(frozen=True)
@@ -44,18 +47,6 @@ class Reference:
     """[sequences, tokens]"""
     log_probs: torch.Tensor
     """[sequences, tokens, vocabulary]: for a token, those of the token after it."""
-
-
-def randomize(model: Any, random: torch.Generator) -> None:
-    """Give all weights values (`transformers` leaves those of experts uninitialized)."""
-    for name, parameter in model.named_parameters():
-        weight = parameter.data
-        weight.normal_(0, 0.12, generator=random)
-        if "norm" in name:
-            weight.add_(1)
-        elif "q_proj" in name or "k_proj" in name:
-            # Sharper attention, so that it matters what is attended to.
-            weight.mul_(2)
 
 
 def visible(is_chunked: bool) -> torch.Tensor:
@@ -71,7 +62,7 @@ def check_masks(model: Any) -> None:
     def check(module: Any, _: Any, arguments: dict[str, Any]) -> None:
         # Added to the scores, for each sequence or for all at once.
         mask = arguments["attention_mask"]
-        is_chunked = bool(TEXT_CONFIG["no_rope_layers"][module.layer_idx])
+        is_chunked = bool(NO_ROPE_LAYERS[module.layer_idx])
         expected = visible(is_chunked).expand(SEQUENCES, 1, -1, -1)
         assert torch.equal((mask == 0).expand_as(expected), expected), "wrong mask in transformers"
         assert mask[mask != 0].max() < -1e30
@@ -82,16 +73,14 @@ def check_masks(model: Any) -> None:
 
 def write(folder: Path) -> Reference:
     """Write the checkpoint to `folder` and compute the reference, in float32."""
-    from transformers import Llama4ForCausalLM, Llama4TextConfig
+    from transformers import Llama4ForCausalLM
 
-    random = torch.Generator().manual_seed(0)
-    config = Llama4TextConfig(**TEXT_CONFIG, attn_implementation="eager")
-    model = Llama4ForCausalLM(config).float().eval()
-    randomize(model, random)
+    torch.manual_seed(0)
+    model = Llama4ForCausalLM(text_config()).float().eval()
+    llama4_checkpoint.randomise(model)
     model.save_pretrained(folder)
     check_masks(model)
-    sizes = (SEQUENCES, MAX_LEN)
-    tokens = torch.randint(TEXT_CONFIG["vocab_size"], sizes, generator=random)
+    tokens = torch.randint(VOCAB, (SEQUENCES, MAX_LEN))
     # All of a sequence at once: there is no cache, which could be at fault too.
     with torch.no_grad():
         logits = model(tokens, use_cache=False).logits

@@ -88,7 +88,7 @@ class Engine:
         from vllm.attention import Attention
 
         layers = [module for module in self.model.modules() if isinstance(module, Attention)]
-        assert len(layers) == reference.TEXT_CONFIG["num_hidden_layers"]
+        assert len(layers) == reference.LAYERS
         for layer in layers:
             assert type(layer.impl).__module__ == self.module.__name__
         return layers
