@@ -31,6 +31,8 @@ class Impl:
     env: dict[str, str] = field(default_factory=dict)
     swallows: frozenset[str] = frozenset()
     """Releases whose stock `__init__` takes any keyword."""
+    refuses: frozenset[str] = frozenset()
+    """Releases in which it has to refuse chunked layers, if a sequence can outgrow a chunk."""
     no_chunks: frozenset[str] = frozenset()
     """Releases whose chunked layers stock cannot construct with this impl, for another fault."""
 
@@ -76,6 +78,7 @@ IMPLS = (
         "FlashInferBackend",
         exists=span("0.8.2", "0.10.1.1"),
         rejects=span("0.8.3", "0.8.3"),
+        refuses=span("0.8.3", "0.10.1.1"),
         stubs=("flashinfer",),
     ),
     Impl(
@@ -380,5 +383,23 @@ QK_NORM_OF_ALL_HEADS = span("0.8.3", "0.8.3")
 Llama 4 Scout, which has that norm, answers wrongly there at any length; Maverick has it not.
 """
 
+NOT_REFUSED_ERROR = r"DID NOT RAISE|" + KEYWORD_MISSING_ERROR
+
 NO_PREFIX_BLOCK_8 = span("0.8.5", "0.10.2")
 """Releases whose prefix kernel multiplies whole blocks, for which Triton wants 16 rows or more."""
+
+SDPA_V0 = span("0.8.3", "0.9.2")
+"""Releases whose V0 has TorchSDPA, for CPUs."""
+SDPA_V1 = span("0.9.1", "0.9.2")
+"""Releases whose V1 uses that same impl."""
+
+RUNNER_MAKES_CHUNKS = span("0.10.0", "0.10.0")
+"""Releases whose V1 model runner makes the metadata of chunked layers, for every backend."""
+HYBRID_OFF_IGNORED = span("0.10.0", "0.10.0")
+"""Releases that forget in it which layers are chunked, if one KV-cache group has both kinds."""
+HYBRID_OFF_ERROR = r"wrong metadata of chunked layer"
+SPLIT_REFUSES = span("0.10.0", "0.10.0")
+"""Releases whose V1 FlashInfer takes no prefill of one token behind a longer one."""
+SPLIT_ERROR = r"AssertionError"
+FLEX_STALE_BLOCKS = span("0.10.0", "0.10.0")
+"""Releases whose V1 FlexAttention reads a block table beyond the end of the sequence."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from . import tiny_llama4
-from .expected import IMPLS, Impl, unexpected_keyword
+from .expected import IMPLS, NOT_REFUSED_ERROR, Impl, unexpected_keyword
 from .releases import LLAMA4, in_order, installed_release
 
 RELEASE = installed_release()
@@ -44,6 +44,11 @@ def fail_to_pass(impl: Impl) -> list[pytest.MarkDecorator]:
 def no_marks(impl: Impl) -> list[pytest.MarkDecorator]:
     """Return nothing: stock passes the test in every release."""
     return []
+
+
+def must_refuse(impl: Impl) -> list[pytest.MarkDecorator]:
+    """Return the marker for a test that `impl` refuses chunked layers: no stock impl does."""
+    return [pytest.mark.fail_to_pass(releases=in_order(impl.refuses), raises=NOT_REFUSED_ERROR)]
 
 
 def strictness(impl: Impl) -> list[pytest.MarkDecorator]:
@@ -86,9 +91,11 @@ def layer_marks(impl: Impl, layer: int) -> list[pytest.MarkDecorator]:
 
 PRESENT = [impl for impl in IMPLS if RELEASE in impl.exists]
 ABSENT = [impl for impl in IMPLS if RELEASE not in impl.exists]
+REFUSING = [impl for impl in IMPLS if RELEASE in impl.refuses]
 PASSED = [impl for impl in IMPLS if RELEASE in impl.passed]
 
 NONE_PRESENT = f"{RELEASE} has no attention impl"
+NONE_REFUSES = f"no impl of {RELEASE} has to refuse chunked layers"
 NOT_PASSED = f"no attention layer of {RELEASE} passes use_irope to its impl"
 
 
@@ -103,6 +110,9 @@ def load(
         stubs(impl.stubs)
         engine = {"VLLM_USE_V1": "0"} if impl.engine == "v0" else {}
         config = start_engine({**engine, **impl.env})
+        if RELEASE in impl.refuses:
+            # Up to there it does not matter what it lacks.
+            config.model_config.max_model_len = tiny_llama4.CHUNK
         return importlib.import_module(impl.module), config
 
     return load_impl
@@ -154,6 +164,18 @@ def test_llama4_layer_constructs_it(
             monkeypatch.setattr(f"{user}.get_attn_backend", lambda *_, **__: backend)
     made = tiny_llama4.attention_layer(config, layer)
     assert type(made.attn.impl) is getattr(module, impl.cls)
+
+
+@pytest.mark.parametrize("impl", params(REFUSING, NONE_REFUSES, must_refuse))
+def test_refuses_what_it_lacks(impl: Impl, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wrong answers are worse than none: the message says what to do instead."""
+    module, config = load(impl)
+    backend = getattr(module, impl.backend)
+    monkeypatch.setattr("vllm.attention.layer.get_attn_backend", lambda *_, **__: backend)
+    config.model_config.max_model_len = tiny_llama4.CHUNK + 1
+    with pytest.raises(ValueError, match=r"FLASH_ATTN or XFORMERS, or max_model_len to 8192"):
+        tiny_llama4.attention_layer(config, tiny_llama4.ROPE_LAYER)
+    tiny_llama4.attention_layer(config, tiny_llama4.NOPE_LAYER)
 
 
 @pytest.mark.parametrize("impl", params(ABSENT, "all the impls listed exist in this release"))

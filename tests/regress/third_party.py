@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -77,3 +78,13 @@ def stubbed(packages: Sequence[str]) -> Iterator[None]:
         for name in list(sys.modules):
             if name.partition(".")[0] in missing:
                 del sys.modules[name]
+
+
+def import_untuned(module: str) -> Any:
+    """Import a module with kernels that Triton is to tune, for which it asks for a GPU at once."""
+    driver = importlib.import_module("triton.runtime.driver").driver
+    driver.set_active(SimpleNamespace(get_benchmarker=lambda: None))
+    try:
+        return importlib.import_module(module)
+    finally:
+        driver.reset_active()

@@ -1,0 +1,457 @@
+"""V1 of 0.10.0: which keys each layer sees, with and without the hybrid KV-cache manager.
+
+There the model runner makes the metadata of chunked layers. It, the KV-cache configuration and
+the metadata builders are the real ones; what the metadata lets each token see is compared with
+the definition. With the hybrid manager, chunked and global layers are in groups of their own.
+Without (a flag, KV transfer, KV events, EAGLE), they are in one group.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from . import tiny_llama4
+from .expected import (
+    FLEX_STALE_BLOCKS,
+    HYBRID_OFF_ERROR,
+    HYBRID_OFF_IGNORED,
+    NOT_REFUSED_ERROR,
+    RUNNER_MAKES_CHUNKS,
+    SPLIT_ERROR,
+    SPLIT_REFUSES,
+)
+from .releases import in_order, installed_release
+from .third_party import import_untuned
+
+RELEASE = installed_release()
+CHUNK, BLOCK, COLUMNS = 32, 16, 7
+MAX_LEN = COLUMNS * BLOCK
+
+pytestmark = pytest.mark.skipif(
+    RELEASE not in RUNNER_MAKES_CHUNKS,
+    reason=f"the model runner of {RELEASE} makes no metadata of chunks",
+)
+
+hybrid_off_ignored = pytest.mark.fail_to_pass(
+    releases=in_order(HYBRID_OFF_IGNORED), raises=HYBRID_OFF_ERROR
+)
+
+flex_stale_blocks = pytest.mark.fail_to_pass(
+    releases=in_order(FLEX_STALE_BLOCKS), raises=HYBRID_OFF_ERROR
+)
+graph_not_refused = pytest.mark.fail_to_pass(
+    releases=in_order(RUNNER_MAKES_CHUNKS), raises=NOT_REFUSED_ERROR
+)
+split_refuses = pytest.mark.fail_to_pass(releases=in_order(SPLIT_REFUSES), raises=SPLIT_ERROR)
+
+Seen = list[list[int]]
+"""For each token of a batch, the slots of the KV cache that it attends to, in order."""
+
+
+Blocks = tuple[list[int], ...]
+"""Of one request, for each KV-cache group."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """New tokens of a sequence that has some computed before."""
+
+    computed: int
+    new: int
+    is_prefill: bool = True
+
+    @property
+    def end(self) -> int:
+        return self.computed + self.new
+
+    def seen(self, blocks: list[int], chunk: int | None) -> Seen:
+        """Return by definition what its new tokens see, with chunks or (None) without."""
+        return [
+            [
+                blocks[key // BLOCK] * BLOCK + key % BLOCK
+                for key in range(0 if chunk is None else query // chunk * chunk, query + 1)
+            ]
+            for query in range(self.computed, self.end)
+        ]
+
+
+def decode(end: int) -> Request:
+    return Request(end - 1, 1, is_prefill=False)
+
+
+BATCHES = {
+    "prompts": [Request(0, MAX_LEN), Request(0, CHUNK)],
+    "decodes": [decode(MAX_LEN), decode(CHUNK), decode(CHUNK + 1), decode(3)],
+    "mixed": [decode(2 * CHUNK + 5), Request(CHUNK - 5, CHUNK + 9), Request(0, CHUNK + 4)],
+    "within-chunk": [Request(0, CHUNK), decode(5)],
+    "last-chunk": [decode(MAX_LEN), Request(3 * CHUNK, BLOCK)],
+}
+
+LAST_CHUNK = ("prompts", "decodes", "last-chunk")
+"""Those with a sequence that gets into the last chunk, which the block table has not all of."""
+
+ONE_TOKEN_PIECE = [decode(2 * CHUNK + 5), Request(CHUNK - 5, 6), Request(CHUNK - 1, CHUNK)]
+"""Prefills of which one token is in a chunk of its own, behind others."""
+
+
+# What metadata lets tokens see.
+
+
+def rows_seen(starts: Any, lengths: Any, table: Any) -> Seen:
+    """Read rows of sequences: where their queries start, how many keys, in which blocks."""
+    seen = []
+    starts, lengths = torch.as_tensor(starts).tolist(), torch.as_tensor(lengths).tolist()
+    for row, length in enumerate(lengths):
+        queries = starts[row + 1] - starts[row]
+        assert queries > 0
+        blocks = [int(block) for block in table[row]]
+        slots = [blocks[key // BLOCK] * BLOCK + key % BLOCK for key in range(length)]
+        seen += [slots[: length - queries + 1 + query] for query in range(queries)]
+    return seen
+
+
+def paged_seen(metadata: Any) -> Seen:
+    return rows_seen(metadata.query_start_loc, metadata.seq_lens, metadata.block_table)
+
+
+def flex_seen(metadata: Any) -> Seen:
+    """Ask FlexAttention's mask, and order the slots it allows as the sequence has them."""
+    queries = torch.arange(metadata.num_actual_tokens)[:, None]
+    slots = torch.arange(metadata.total_cache_tokens)[None, :]
+    mask = metadata.mask_mod(None, None, queries, slots)
+    return [row.nonzero().flatten().tolist() for row in mask]
+
+
+class Wrapper:
+    """Stands in for a wrapper of FlashInfer: it remembers its last plan."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.seen: Seen = []
+
+
+def pages_seen(starts: Any, indptr: Any, indices: Any, last: Any) -> Seen:
+    bounds = list(zip(indptr[:-1].tolist(), indptr[1:].tolist(), strict=True))
+    pages = [indices[start:end].tolist() for start, end in bounds]
+    lengths = [(len(p) - 1) * BLOCK + int(n) for p, n in zip(pages, last, strict=True)]
+    return rows_seen(starts, lengths, pages)
+
+
+class PrefillWrapper(Wrapper):
+    def plan(self, starts: Any, indptr: Any, indices: Any, last: Any, *_: Any, **__: Any) -> None:
+        self.seen = pages_seen(starts, indptr, indices, last)
+
+
+class DecodeWrapper(Wrapper):
+    def plan(self, indptr: Any, indices: Any, last: Any, *_: Any, **__: Any) -> None:
+        self.seen = pages_seen(range(len(last) + 1), indptr, indices, last)
+
+
+def flashinfer_seen(metadata: Any) -> Seen:
+    """Read the plans as they are when the model runs: decodes come first."""
+    wrappers = (metadata.decode_wrapper, metadata.prefill_wrapper)
+    return [seen for wrapper in wrappers if wrapper is not None for seen in wrapper.seen]
+
+
+def sdpa_seen(metadata: Any) -> Seen:
+    """Read TorchSDPA's metadata: prefills come first."""
+    seen = []
+    if metadata.num_prefill_tokens:
+        lengths = metadata.kv_start_loc.diff()
+        table = metadata.prefill_block_tables
+        seen += rows_seen(metadata.prefill_query_start_loc, lengths, table)
+        assert int(lengths.max()) == metadata.max_kv_len
+        assert metadata.seq_lens[: len(lengths)] == lengths.tolist()
+    if metadata.num_decode_tokens:
+        lengths = metadata.seq_lens_tensor
+        seen += rows_seen(range(len(lengths) + 1), lengths, metadata.block_tables)
+        assert int(lengths.max()) == metadata.max_decode_seq_len
+    return seen
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend of V1, and how to read its metadata."""
+
+    name: str
+    """As in VLLM_ATTENTION_BACKEND."""
+    module: str
+    cls: str
+    seen: Callable[[Any], Seen]
+    stubs: tuple[str, ...] = ()
+    is_ordered: bool = True
+    """Whether what is read has the slots in the order of the sequence."""
+
+
+BACKENDS = {
+    "flash_attn": Backend(
+        "FLASH_ATTN_VLLM_V1", "flash_attn", "FlashAttentionBackend", paged_seen
+    ),
+    "triton": Backend(
+        "TRITON_ATTN_VLLM_V1", "triton_attn", "TritonAttentionBackend", paged_seen
+    ),
+    "flashinfer": Backend(
+        "FLASHINFER_VLLM_V1", "flashinfer", "FlashInferBackend", flashinfer_seen, ("flashinfer",)
+    ),
+    "flex": Backend(
+        "FLEX_ATTENTION", "flex_attention", "FlexAttentionBackend", flex_seen, is_ordered=False
+    ),
+    "cpu": Backend("TORCH_SDPA", "cpu_attn", "TorchSDPABackend", sdpa_seen),
+}  # fmt: skip
+
+
+# The engine around the metadata.
+
+
+@dataclass
+class Engine:
+    """A model runner with the layers of a tiny Llama 4, and the blocks it may give out."""
+
+    runner: Any
+    layers: dict[str, Any]
+    backend: Backend
+    is_cpu: bool
+
+    def prepare(self, requests: list[Request]) -> tuple[dict[str, Any], list[Blocks]]:
+        """Run one step up to the metadata. Return that by layer, and each request's blocks.
+
+        The CPU's builder wants prefills first, FlashInfer's decodes; both order them themselves.
+        """
+        output = importlib.import_module("vllm.v1.core.sched.output")
+        groups = self.runner.kv_cache_config.kv_cache_groups
+        order = torch.randperm(
+            self.runner.kv_cache_config.num_blocks - 1, generator=torch.Generator().manual_seed(0)
+        )
+        free = iter((order + 1).tolist())
+        new, scheduled, blocks = [], {}, []
+        for number, request in enumerate(requests):
+            name = f"{number}"
+            count = -(-request.end // BLOCK)
+            own = tuple([next(free) for _ in range(count)] for _ in groups)
+            blocks.append(own)
+            scheduled[name] = request.new
+            prompt = request.end if request.is_prefill else request.computed
+            new.append(
+                output.NewRequestData(
+                    req_id=name,
+                    prompt_token_ids=[1] * prompt,
+                    mm_inputs=[],
+                    mm_hashes=[],
+                    mm_positions=[],
+                    sampling_params=importlib.import_module("vllm").SamplingParams(),
+                    pooling_params=None,
+                    block_ids=own,
+                    num_computed_tokens=request.computed,
+                    lora_request=None,
+                )
+            )
+        step = output.SchedulerOutput(
+            scheduled_new_reqs=new,
+            scheduled_cached_reqs=output.CachedRequestData.make_empty(),
+            num_scheduled_tokens=scheduled,
+            total_num_scheduled_tokens=sum(scheduled.values()),
+            scheduled_spec_decode_tokens={},
+            scheduled_encoder_inputs={},
+            num_common_prefix_blocks=[0] * len(groups),
+            finished_req_ids=set(self.runner.requests),
+            free_encoder_input_ids=[],
+            structured_output_request_ids={},
+            grammar_bitmask=None,
+        )
+        self.runner._update_states(step)
+        return self.runner._prepare_inputs(step)[0], blocks
+
+    def check(self, requests: list[Request]) -> None:
+        """Compare what each layer's tokens see with the definition."""
+        metadata, blocks = self.prepare(requests)
+        order = self.runner.input_batch.req_ids
+        assert len(order) == len(requests)
+        for number, group in enumerate(self.runner.kv_cache_config.kv_cache_groups):
+            for layer in group.layer_names:
+                chunk = CHUNK if self.layers[layer].use_irope else None
+                expected = [
+                    slots if self.backend.is_ordered else sorted(slots)
+                    for name in order
+                    for slots in requests[int(name)].seen(blocks[int(name)][number], chunk)
+                ]
+                kind = "global" if chunk is None else "chunked"
+                found = self.backend.seen(metadata[layer])
+                assert found == expected, f"wrong metadata of {kind} layer {layer}"
+
+
+NewEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def new_engine(
+    start_engine: Callable[..., Any],
+    stubs: Callable[[tuple[str, ...]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> NewEngine:
+    """Return a function that gives an engine, by backend, with the hybrid manager or without."""
+
+    def new(
+        backend_name: str, hybrid: bool, max_len: int = MAX_LEN, full_graph: bool = False
+    ) -> Engine:
+        backend = BACKENDS[backend_name]
+        is_cpu = backend_name == "cpu"
+        stubs(backend.stubs)
+        # The CPU's backend is chosen by its platform, and here by what follows.
+        env = {} if is_cpu else {"VLLM_ATTENTION_BACKEND": backend.name}
+        config = start_engine({"VLLM_USE_V1": "1", **env})
+        config.scheduler_config.disable_hybrid_kv_cache_manager = not hybrid
+        config.model_config.attention_chunk_size = CHUNK
+        config.model_config.max_model_len = max_len
+        config.cache_config.block_size = BLOCK
+        config.compilation_config.full_cuda_graph = full_graph
+        worker = import_untuned("vllm.v1.worker.gpu_model_runner")
+        module = importlib.import_module(f"vllm.v1.attention.backends.{backend.module}")
+        stand_in(module, backend_name, monkeypatch)
+        chosen = getattr(module, backend.cls)
+        for user in ("vllm.attention.layer", worker.__name__):
+            monkeypatch.setattr(f"{user}.get_attn_backend", lambda *_, **__: chosen)
+        layers = {
+            made.attn.layer_name: made.attn
+            for made in (tiny_llama4.attention_layer(config, layer) for layer in range(4))
+        }
+        assert [layer.use_irope for layer in layers.values()] == [True, True, True, False]
+        runner = new_runner(config, is_cpu, monkeypatch)
+        utils = importlib.import_module("vllm.v1.core.kv_cache_utils")
+        cache = utils.get_kv_cache_config(config, runner.get_kv_cache_spec(), 32 << 20)
+        assert len(cache.kv_cache_groups) == (4 if hybrid else 1)
+        config.cache_config.num_gpu_blocks = cache.num_blocks
+        runner.initialize_kv_cache(cache)
+        return Engine(runner, layers, backend, is_cpu)
+
+    # The pipeline has one stage.
+    stage = SimpleNamespace(is_first_rank=True, is_last_rank=True, world_size=1, rank_in_group=0)
+    monkeypatch.setattr("vllm.distributed.parallel_state._PP", stage)
+    return new
+
+
+def stand_in(module: Any, backend_name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace what a backend needs a GPU or its own package for."""
+    if backend_name == "flashinfer":
+        name = "BatchPrefillWithPagedKVCacheWrapper"
+        monkeypatch.setattr(module, name, PrefillWrapper)
+        name = "BatchDecodeWithPagedKVCacheWrapper"
+        monkeypatch.setattr(module, name, DecodeWrapper)
+        monkeypatch.setattr(module, "FLASHINFER_WORKSPACE_BUFFER_SIZE", 1)
+        layout = "vllm.v1.attention.backends.utils.get_kv_connector_cache_layout"
+        monkeypatch.setattr(layout, lambda: "NHD")
+    if backend_name == "flex":
+        # A tensor form of the mask, which is asked for here as a function.
+        monkeypatch.setattr(module, "create_block_mask_compiled", lambda *_, **__: None)
+
+
+def new_runner(config: Any, is_cpu: bool, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a model runner on the CPU."""
+    worker = import_untuned("vllm.v1.worker.gpu_model_runner")
+    # Llama 4's processor is not needed to make metadata.
+    monkeypatch.setattr(worker, "compute_encoder_budget", lambda **_: (0, 0))
+    monkeypatch.setattr(worker, "is_pin_memory_available", lambda: False)
+    monkeypatch.setattr(worker.GPUModelRunner, "_init_device_properties", lambda self: None)
+    cls = worker.GPUModelRunner
+    if is_cpu:
+        cls = importlib.import_module("vllm.v1.worker.cpu_model_runner").CPUModelRunner
+    with tiny_llama4.loading(config):
+        runner = cls(config, torch.device("cpu"))
+    runner.cascade_attn_enabled = False
+    return runner
+
+
+GPU_BACKENDS = [backend for backend in BACKENDS if backend != "cpu"]
+"""The hybrid manager is never on for CPUs."""
+
+
+def one_token_marks(backend: str, hybrid: bool) -> list[pytest.MarkDecorator]:
+    """Return what stock fails of `test_one_token_piece`."""
+    if not hybrid:
+        return [hybrid_off_ignored]
+    return [split_refuses] if backend == "flashinfer" else []
+
+
+def off_cases() -> list[Any]:
+    """Return backends and batches without the hybrid manager, with what stock fails."""
+    return [
+        pytest.param(
+            backend, batch, marks=[] if batch == "within-chunk" else [hybrid_off_ignored]
+        )
+        for backend in BACKENDS
+        for batch in BATCHES
+    ]  # fmt: skip
+
+
+def on_cases() -> list[Any]:
+    """Return the same with the hybrid manager."""
+    return [
+        pytest.param(
+            backend,
+            batch,
+            marks=[flex_stale_blocks] if backend == "flex" and batch in LAST_CHUNK else [],
+        )
+        for backend in GPU_BACKENDS
+        for batch in BATCHES
+    ]
+
+
+@pytest.mark.parametrize(("backend", "batch"), off_cases())
+def test_hybrid_off(backend: str, batch: str, new_engine: NewEngine) -> None:
+    """Chunked and global layers of one KV-cache group have metadata of their own."""
+    new_engine(backend, hybrid=False).check(BATCHES[batch])
+
+
+@pytest.mark.parametrize(("backend", "batch"), on_cases())
+def test_hybrid_on(backend: str, batch: str, new_engine: NewEngine) -> None:
+    """In groups of their own they had that already."""
+    new_engine(backend, hybrid=True).check(BATCHES[batch])
+
+
+@pytest.mark.parametrize(
+    ("backend", "hybrid"),
+    [
+        pytest.param(backend, hybrid, marks=one_token_marks(backend, hybrid))
+        for backend in BACKENDS
+        for hybrid in (False, True)
+        if backend in GPU_BACKENDS or not hybrid
+    ],
+)
+def test_one_token_piece(backend: str, hybrid: bool, new_engine: NewEngine) -> None:
+    """A chunk boundary may cut a single token off a prefill: no decode, though as short as one."""
+    new_engine(backend, hybrid).check(ONE_TOKEN_PIECE)
+
+
+@hybrid_off_ignored
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steps(backend: str, new_engine: NewEngine) -> None:
+    """Builders keep state from one step to the next."""
+    engine = new_engine(backend, hybrid=False)
+    for batch in BATCHES.values():
+        engine.check(batch)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_longer_than_a_chunk(backend: str, new_engine: NewEngine) -> None:
+    """No sequence outgrows its first chunk, so layers share their metadata as ever."""
+    engine = new_engine(backend, hybrid=False, max_len=CHUNK)
+    metadata, _ = engine.prepare([Request(0, CHUNK)])
+    assert len({id(of_layer) for of_layer in metadata.values()}) == 1
+    engine.check([decode(CHUNK), Request(3, 4)])
+
+
+@graph_not_refused
+@pytest.mark.parametrize("hybrid", [False, True])
+def test_full_graph_is_refused(hybrid: bool, new_engine: NewEngine) -> None:
+    """A graph reads the metadata that it was captured with, and that is of global attention."""
+    with pytest.raises(ValueError, match=r"Turn off CompilationConfig.full_cuda_graph or set"):
+        new_engine("triton", hybrid, full_graph=True)
+
+
+def test_full_graph_within_a_chunk(new_engine: NewEngine) -> None:
+    new_engine("triton", hybrid=False, max_len=CHUNK, full_graph=True).check([decode(CHUNK)])
