@@ -133,9 +133,7 @@ class CpuDriver(Driver):
                     num_prefill_tokens=sum(piece.length for piece in prefills),
                     num_decode_tokens=len(decodes),
                     seq_lens=[piece.end for piece in pieces],
-                    slot_mapping=[
-                        slot for piece in pieces for slot in piece.slots(self.shape.block)
-                    ],
+                    slot_mapping=[slot for piece in pieces for slot in piece.slots(block)],
                     prefill_block_tables=[piece.sequence.blocks for piece in prefills],
                     decode_block_tables=[piece.sequence.blocks for piece in decodes],
                     max_decode_seq_len=max((piece.end for piece in decodes), default=0),
