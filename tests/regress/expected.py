@@ -393,6 +393,12 @@ SDPA_V0 = span("0.8.3", "0.9.2")
 SDPA_V1 = span("0.9.1", "0.9.2")
 """Releases whose V1 uses that same impl."""
 
+V1_CHUNKED = {
+    "flashinfer": BY_KEY["v1-flashinfer"].passed,
+    "flex_attention": BY_KEY["v1-flex_attention"].passed,
+}
+"""V1 backends whose impls compute global attention in layers that want it within chunks."""
+
 RUNNER_MAKES_CHUNKS = span("0.10.0", "0.10.0")
 """Releases whose V1 model runner makes the metadata of chunked layers, for every backend."""
 HYBRID_OFF_IGNORED = span("0.10.0", "0.10.0")

@@ -1,0 +1,489 @@
+"""V1 backends whose impls take `use_irope`: chunked layers attend within their chunk.
+
+The real metadata builder plans each step for the layers that the attention layer constructs, as
+the model runner has it do: it may reorder the batch, and its metadata serves all the layers.
+FlashInfer is not there and its kernels have no form for CPUs: plain torch, fed by what is planned,
+stands in for them (`paged.py`), and for FlexAttention's compiled kernel. The reference is dense.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from . import paged, tiny_llama4
+from .expected import (
+    BY_KEY,
+    CHUNKS_IGNORED_ERROR,
+    KEYWORD_MISSING_ERROR,
+    V1_CHUNKED,
+)
+from .releases import in_order, installed_release
+from .test_chunked_local import TOLERANCE, Piece, Request, Shape, dense, examples, lengths, shapes
+
+RELEASE = installed_release()
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def backend_param(backend: str, rejects_only: bool = False) -> Any:
+    """Return a backend with its marker, skipped where its impl takes no `use_irope`.
+
+    `rejects_only`: stock computes the right thing where it accepts the keyword at all.
+    """
+    impl, chunked = BY_KEY[f"v1-{backend}"], V1_CHUNKED[backend]
+    marks = []
+    if rejects_only and impl.rejects:
+        releases, error = in_order(impl.rejects), KEYWORD_MISSING_ERROR
+        marks.append(pytest.mark.fail_to_pass(releases=releases, raises=error))
+    if not rejects_only:
+        releases, error = in_order(chunked), CHUNKS_IGNORED_ERROR
+        marks.append(pytest.mark.fail_to_pass(releases=releases, raises=error))
+    if RELEASE not in chunked:
+        reason = f"no V1 {backend} layer of {RELEASE} is told of chunks by use_irope"
+        marks.append(pytest.mark.skip(reason=reason))
+    return pytest.param(backend, id=backend, marks=marks)
+
+
+def for_backends(*backends: str, rejects_only: bool = False) -> pytest.MarkDecorator:
+    """Parametrize a test over `backends`, by default over all of them."""
+    names = backends or tuple(V1_CHUNKED)
+    return pytest.mark.parametrize("backend", [backend_param(name, rejects_only) for name in names])
+
+
+SHAPE = Shape(chunk=32, block=16, heads=4, kv_heads=2, max_len=112, head_size=64)
+
+
+# The engine around the layers.
+
+
+def prefill(sequence: Request, length: int) -> Piece:
+    return Piece(sequence, length, is_prefill=True)
+
+
+def decode(sequence: Request) -> Piece:
+    return Piece(sequence, 1, is_prefill=False)
+
+
+class Table:
+    """The block table, one object for good, as builders see it."""
+
+    table: torch.Tensor
+    slot_mapping_cpu: torch.Tensor
+    slot_mapping: torch.Tensor
+
+    def fill(self, rows: Sequence[Sequence[int]], columns: int, slots: Sequence[int]) -> None:
+        self.table = torch.zeros(len(rows), columns, dtype=torch.int32)
+        for row, blocks in zip(self.table, rows, strict=True):
+            row[: len(blocks)] = torch.tensor(blocks)
+        self.slot_mapping_cpu = int32(slots)
+        self.slot_mapping = torch.zeros(len(slots), dtype=torch.int64)
+
+    def get_device_tensor(self) -> torch.Tensor:
+        return self.table
+
+
+class InputBatch:
+    """The requests of a step, in the order that the builder wants them in."""
+
+    def __init__(self, pieces: Sequence[Piece], block_table: Table) -> None:
+        self.pieces, self.block_table = list(pieces), block_table
+
+    @property
+    def req_ids(self) -> list[str]:
+        return [str(id(piece)) for piece in self.pieces]
+
+    @property
+    def num_computed_tokens_cpu(self) -> Any:
+        return int32([piece.sequence.computed for piece in self.pieces]).numpy()
+
+    def swap_states(self, one: int, other: int) -> None:
+        self.pieces[one], self.pieces[other] = self.pieces[other], self.pieces[one]
+
+
+def int32(values: Sequence[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+def called_with(function: Callable[..., Any], **known: Any) -> Any:
+    """Call `function` with those of the known arguments that it takes in this release."""
+    return function(**{name: known[name] for name in inspect.signature(function).parameters})
+
+
+@dataclass
+class Engine:
+    """The layers of one backend, their caches, and the builder of their metadata."""
+
+    backend: str
+    module: Any
+    config: Any
+    shape: Shape
+    kinds: tuple[bool, ...] = (True, False, True, True)
+    """Which layers are chunked."""
+    layers: list[Any] = field(default_factory=list)
+    caches: list[torch.Tensor] = field(default_factory=list)
+    free_blocks: list[int] = field(default_factory=list)
+    table: Table = field(default_factory=Table)
+
+    def __post_init__(self) -> None:
+        model, shape = self.config.model_config, self.shape
+        model.attention_chunk_size, model.max_model_len = shape.chunk, shape.max_len
+        model.dtype = torch.float32
+        self.config.cache_config.block_size = shape.block
+        self.config.cache_config.num_gpu_blocks = self.total_blocks
+        self.config.compilation_config.static_forward_context.clear()
+        # The order of the blocks is no sequence's.
+        order = torch.randperm(self.total_blocks - 1, generator=self.random) + 1
+        self.free_blocks = order.tolist()
+        with tiny_llama4.loading(self.config):
+            self.layers = [self.new_layer(*kind) for kind in enumerate(self.kinds)]
+            self.builder = self.new_builder()
+        self.caches = [self.new_cache() for _ in self.layers]
+
+    @functools.cached_property
+    def random(self) -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    @property
+    def total_blocks(self) -> int:
+        # Block 0 is what padding points to.
+        return 4 * self.shape.columns + 1
+
+    def normal(self, *size: int) -> torch.Tensor:
+        return torch.randn(size, generator=self.random)
+
+    def new_layer(self, number: int, is_chunked: bool) -> Any:
+        shape = self.shape
+        return importlib.import_module("vllm.attention").Attention(
+            shape.heads,
+            shape.head_size,
+            shape.head_size**-0.5,
+            num_kv_heads=shape.kv_heads,
+            cache_config=self.config.cache_config,
+            prefix=f"model.layers.{number}.self_attn.attn",
+            use_irope=is_chunked,
+        )
+
+    @functools.cached_property
+    def runner(self) -> SimpleNamespace:
+        """What builders ask of the model runner."""
+        shape, model = self.shape, self.config.model_config
+        return SimpleNamespace(
+            vllm_config=self.config,
+            model_config=model,
+            parallel_config=self.config.parallel_config,
+            cache_config=self.config.cache_config,
+            attention_chunk_size=model.attention_chunk_size,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+            kv_cache_dtype=torch.float32,
+            block_size=shape.block,
+            num_query_heads=shape.heads,
+            num_kv_heads=shape.kv_heads,
+            head_size=shape.head_size,
+        )
+
+    def new_builder(self) -> Any:
+        shape = self.shape
+        spec = SimpleNamespace(
+            block_size=shape.block,
+            num_kv_heads=shape.kv_heads,
+            head_size=shape.head_size,
+            dtype=torch.float32,
+        )
+        cls = getattr(self.module, BY_KEY[f"v1-{self.backend}"].backend).get_builder_cls()
+        return called_with(cls, runner=self.runner, kv_cache_spec=spec, block_table=self.table)
+
+    def new_cache(self) -> torch.Tensor:
+        """Return a cache full of what other sequences left, which must not be looked at."""
+        backend = getattr(self.module, BY_KEY[f"v1-{self.backend}"].backend)
+        shape = self.shape
+        sizes = (self.total_blocks, shape.block, shape.kv_heads, shape.head_size)
+        return 30 * self.normal(*backend.get_kv_cache_shape(*sizes))
+
+    def sequence(self, length: int, after: Request | None = None, shared: int = 0) -> Request:
+        """Return a new sequence, its first tokens, if any are shared, those of another one."""
+        shape = self.shape
+        assert length <= shape.max_len
+        assert shared % shape.block == 0
+        count = -(-length // shape.block)
+        blocks, self.free_blocks = self.free_blocks[:count], self.free_blocks[count:]
+        assert len(blocks) == count
+        new = Request(
+            blocks=blocks,
+            query=self.normal(length, shape.heads, shape.head_size),
+            key=self.normal(length, shape.kv_heads, shape.head_size),
+            value=self.normal(length, shape.kv_heads, shape.head_size),
+        )
+        if after is not None:
+            new.blocks[: shared // shape.block] = after.blocks[: shared // shape.block]
+            for name in ("query", "key", "value"):
+                getattr(new, name)[:shared] = getattr(after, name)[:shared]
+        return new
+
+    def cache_of(self, number: int) -> Iterator[torch.Tensor]:
+        """Return the keys and the values of a layer's cache."""
+        cache = self.caches[number]
+        return iter(cache.unbind(0 if cache.shape[0] == 2 else 1))
+
+    def fill_cache(self, sequence: Request, length: int) -> None:
+        """Compute the first tokens of a sequence, as some step before did."""
+        slots = torch.tensor(prefill(sequence, length).slots(self.shape.block))
+        for number in range(len(self.layers)):
+            key, value = sequence.key[:length], sequence.value[:length]
+            paged.reshape_and_cache(key, value, *self.cache_of(number), slots)
+        sequence.computed = length
+
+    def reordered(self, pieces: Sequence[Piece]) -> InputBatch:
+        """Return a step's batch in the order that the builder wants, the block table filled."""
+        batch = InputBatch(pieces, self.table)
+        lens = {str(id(piece)): piece.length for piece in pieces}
+        self.builder.reorder_batch(batch, SimpleNamespace(num_scheduled_tokens=lens))
+        rows = [piece.sequence.blocks for piece in batch.pieces]
+        slots = [slot for piece in batch.pieces for slot in piece.slots(self.shape.block)]
+        self.table.fill(rows, self.shape.columns, slots)
+        return batch
+
+    def metadata(self, batch: InputBatch, common_prefix_len: int) -> Any:
+        """Have the builder build the metadata of a step, as the model runner does."""
+        query_lens = [piece.length for piece in batch.pieces]
+        starts = int32([0, *accumulate(query_lens)])
+        seq_lens = int32([piece.end for piece in batch.pieces])
+        vars(self.runner).update(
+            query_start_loc_np=starts.numpy(),
+            query_start_loc_cpu=starts,
+            seq_lens_np=seq_lens.numpy(),
+            seq_lens_cpu=seq_lens,
+            slot_mapping_cpu=self.table.slot_mapping_cpu,
+            input_batch=batch,
+        )
+        common = {
+            "query_start_loc": starts.clone(),
+            "seq_lens": seq_lens.clone(),
+            "num_reqs": len(batch.pieces),
+            "num_actual_tokens": sum(query_lens),
+            "max_query_len": max(query_lens),
+        }
+        return called_with(
+            self.builder.build,
+            **common,
+            common_prefix_len=common_prefix_len,
+            common_attn_metadata=SimpleNamespace(**common),
+        )
+
+    def forward(self, number: int, pieces: Iterable[Piece], metadata: Any) -> torch.Tensor:
+        """Run a layer; a few rows of padding, as for a CUDA graph, come after the tokens."""
+        layer, shape = self.layers[number], self.shape
+
+        def stacked(name: str) -> torch.Tensor:
+            parts = [getattr(piece.sequence, name)[piece.tokens] for piece in pieces]
+            return torch.cat([*parts, parts[0].new_full((3, *parts[0].shape[1:]), 30.0)])
+
+        query, key, value = map(stacked, ("query", "key", "value"))
+        output = torch.full_like(query, torch.nan)
+        answer = layer.impl.forward(layer, query, key, value, self.caches[number], metadata, output)
+        return answer.view(-1, shape.heads, shape.head_size)
+
+    def step(self, *pieces: Piece, common_prefix_len: int = 0) -> Any:
+        """Run one batch through all the layers and compare each answer with the reference."""
+        batch = self.reordered(pieces)
+        metadata = self.metadata(batch, common_prefix_len)
+        for number, is_chunked in enumerate(self.kinds):
+            answer = self.forward(number, batch.pieces, metadata)
+            chunk = self.shape.chunk if is_chunked else None
+            expected = torch.cat([dense(piece, self.shape, chunk) for piece in batch.pieces])
+            error = float((answer[: len(expected)] - expected).abs().max())
+            kind = "chunked" if is_chunked else "global"
+            assert error <= TOLERANCE, f"wrong attention in {kind} layer {number}: off by {error}"
+        for piece in batch.pieces:
+            piece.sequence.computed = piece.end
+        return metadata
+
+
+NewEngine = Callable[..., Engine]
+
+
+@pytest.fixture
+def _eager_block_masks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have block masks made by the real function, uncompiled, and on the CPU by default."""
+    create = importlib.import_module("torch.nn.attention.flex_attention").create_block_mask
+    on_cpu = tuple("cpu" if default == "cuda" else default for default in create.__defaults__)
+    monkeypatch.setattr(create, "__defaults__", on_cpu)
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+@pytest.fixture
+def new_engine(
+    _eager_block_masks: None,
+    start_engine: Callable[..., Any],
+    stubs: Callable[[tuple[str, ...]], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> NewEngine:
+    """Return a function that gives an engine of a backend with the kernels stood in for."""
+
+    @functools.cache
+    def prepared(backend: str) -> tuple[Any, Any]:
+        stubs(("flashinfer",))
+        config = start_engine({"VLLM_ATTENTION_BACKEND": backend.upper()})
+        module = importlib.import_module(BY_KEY[f"v1-{backend}"].module)
+        for name, stand_in in STAND_INS[backend].items():
+            monkeypatch.setattr(module, name, stand_in)
+        return module, config
+
+    monkeypatch.setattr(
+        torch.ops._C_cache_ops, "reshape_and_cache_flash", paged.reshape_and_cache, raising=False
+    )
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: paged.PROPERTIES)
+
+    def new(backend: str, shape: Shape = SHAPE, **options: Any) -> Engine:
+        return Engine(backend, *prepared(backend), shape, **options)
+
+    return new
+
+
+STAND_INS: dict[str, dict[str, Any]] = {
+    # The workspace is what kernels use among themselves.
+    "flashinfer": {**paged.FLASHINFER, "FLASHINFER_WORKSPACE_BUFFER_SIZE": 1},
+    "flex_attention": {"flex_attention_compiled": paged.flex_attention},
+}
+
+
+# Batches that matter by themselves.
+
+
+@for_backends(rejects_only=True)
+@pytest.mark.parametrize("length", [1, SHAPE.chunk - 1, SHAPE.chunk])
+def test_prompt_within_chunk(backend: str, length: int, new_engine: NewEngine) -> None:
+    engine = new_engine(backend)
+    engine.step(prefill(engine.sequence(length), length))
+
+
+@for_backends()
+@pytest.mark.parametrize("length", [SHAPE.chunk + 1, 3 * SHAPE.chunk, SHAPE.max_len])
+def test_prompt(backend: str, length: int, new_engine: NewEngine) -> None:
+    engine = new_engine(backend)
+    engine.step(prefill(engine.sequence(length), length))
+
+
+@for_backends()
+def test_decode_across_boundaries(backend: str, new_engine: NewEngine) -> None:
+    """Every length comes by, and a short sequence decodes beside the long one."""
+    engine = new_engine(backend)
+    long, short = engine.sequence(SHAPE.max_len), engine.sequence(SHAPE.max_len)
+    engine.fill_cache(long, SHAPE.chunk - 2)
+    engine.fill_cache(short, 3)
+    while long.computed < len(long):
+        engine.step(decode(long), decode(short))
+
+
+@for_backends()
+@pytest.mark.parametrize("part", [SHAPE.chunk - 5, SHAPE.chunk, SHAPE.chunk + 9])
+def test_chunked_prefill(backend: str, part: int, new_engine: NewEngine) -> None:
+    """A prompt that comes in parts, none of them where the chunks are."""
+    engine = new_engine(backend)
+    sequence = engine.sequence(SHAPE.max_len)
+    while sequence.computed < len(sequence):
+        engine.step(prefill(sequence, min(part, len(sequence) - sequence.computed)))
+
+
+@for_backends()
+def test_mixed_batch(backend: str, new_engine: NewEngine) -> None:
+    """Prefills come before decodes, and one ends with a token that is alone in its chunk."""
+    engine = new_engine(backend)
+    first, later, young, old = (engine.sequence(SHAPE.max_len) for _ in range(4))
+    engine.fill_cache(later, SHAPE.chunk - 5)
+    engine.fill_cache(young, 3)
+    engine.fill_cache(old, 2 * SHAPE.chunk)
+    engine.step(prefill(first, SHAPE.chunk + 1), decode(young), prefill(later, 14), decode(old))
+    engine.step(decode(first), prefill(young, 2), decode(later), prefill(old, SHAPE.chunk))
+
+
+@for_backends()
+@pytest.mark.parametrize("heads", [1, 2, 6])
+def test_heads(backend: str, heads: int, new_engine: NewEngine) -> None:
+    """Multi-query, multi-head and grouped-query attention."""
+    shape = replace(SHAPE, heads=heads, kv_heads=min(heads, 2))
+    engine = new_engine(backend, shape)
+    sequence = engine.sequence(SHAPE.max_len)
+    engine.step(prefill(sequence, SHAPE.max_len - 1))
+    engine.step(decode(sequence))
+
+
+@for_backends("flashinfer")
+@pytest.mark.parametrize("shared", [SHAPE.block, SHAPE.chunk, SHAPE.chunk + SHAPE.block])
+def test_cascade(backend: str, shared: int, new_engine: NewEngine) -> None:
+    """Global layers compute a prefix that all requests share once; it is no chunk's."""
+    engine = new_engine(backend)
+    one = engine.sequence(SHAPE.max_len)
+    other = engine.sequence(SHAPE.max_len, after=one, shared=shared)
+    engine.fill_cache(one, 2 * SHAPE.chunk + 3)
+    engine.fill_cache(other, 2 * SHAPE.chunk - 1)
+    metadata = engine.step(decode(one), prefill(other, 5), common_prefix_len=shared)
+    assert metadata.use_cascade
+
+
+# Batches that nobody thought of.
+
+
+def draw_pieces(data: st.DataObject, engine: Engine, count: int) -> list[Piece]:
+    """Draw decodes, prompts, and parts of prompts, in any order."""
+    pieces = []
+    for _ in range(count):
+        length = data.draw(lengths(engine.shape, 1, engine.shape.max_len))
+        starts = st.one_of(st.just(length - 1), lengths(engine.shape, 0, length - 1))
+        start, sequence = data.draw(starts), engine.sequence(length)
+        if start:
+            engine.fill_cache(sequence, start)
+        pieces.append(Piece(sequence, length - start, is_prefill=length - start > 1))
+    return pieces
+
+
+@for_backends()
+def test_drawn_batches(backend: str, new_engine: NewEngine) -> None:
+    @examples(200)
+    @given(st.data(), shapes())
+    def run(data: st.DataObject, shape: Shape) -> None:
+        shape = replace(shape, head_size=64)
+        engine = new_engine(backend, shape, kinds=(True, False))
+        engine.step(*draw_pieces(data, engine, data.draw(st.integers(1, 4))))
+
+    run()
+
+
+# What decides whether there are chunks at all.
+
+
+@for_backends(rejects_only=True)
+def test_no_longer_than_a_chunk(backend: str, new_engine: NewEngine) -> None:
+    """No sequence outgrows its first chunk: global attention is the same, whatever the blocks."""
+    shape = replace(SHAPE, chunk=40, max_len=40)
+    engine = new_engine(backend, shape)
+    engine.step(prefill(engine.sequence(40), 40))
+
+
+@for_backends()
+def test_block_across_chunks(backend: str, new_engine: NewEngine) -> None:
+    """Where chunks do not consist of whole blocks, a backend is right or says what to do."""
+    shape = replace(SHAPE, chunk=40)
+    try:
+        engine = new_engine(backend, shape)
+    except ValueError as error:
+        if not re.search(r"block size \(16\) does not divide .* or set max_model_len", str(error)):
+            raise
+        return
+    sequence = engine.sequence(shape.max_len)
+    engine.step(prefill(sequence, 2 * shape.chunk + 1))
+    engine.step(decode(sequence))
