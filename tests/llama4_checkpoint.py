@@ -72,10 +72,14 @@ def _vision_config() -> Any:
 
 
 def randomise(model: Any) -> None:
-    """Fill what Hugging Face leaves empty, and make attention pointed."""
+    """Fill what Hugging Face leaves empty, and make attention pointed.
+
+    The experts of a layer are alike: where two of them are next to equally likely, rounding chooses
+    one, and what follows would differ by as much as a wrong attention makes it.
+    """
     for name, weight in model.named_parameters():
         if "experts." in name:
-            weight.data.normal_(0.0, 0.12)
+            weight.data.copy_(0.12 * torch.randn_like(weight[0]))
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             weight.data.mul_(2)
 

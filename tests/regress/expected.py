@@ -377,12 +377,6 @@ CHUNKS_IGNORED_ERROR = r"wrong attention in chunked layer|" + KEYWORD_MISSING_ER
 LOGPROBS_ERROR = r"wrong log-probabilities|" + KEYWORD_MISSING_ERROR
 """What comes of it in a model that is made of these layers."""
 
-QK_NORM_OF_ALL_HEADS = span("0.8.3", "0.8.3")
-"""Releases that normalize queries and keys over all heads at once (upstream PR 16311).
-
-Llama 4 Scout, which has that norm, answers wrongly there at any length; Maverick has it not.
-"""
-
 NOT_REFUSED_ERROR = r"DID NOT RAISE|" + KEYWORD_MISSING_ERROR
 
 NO_PREFIX_BLOCK_8 = span("0.8.5", "0.10.2")

@@ -11,9 +11,6 @@ import torch
 import llama4_checkpoint
 from llama4_checkpoint import NO_ROPE_LAYERS, VOCAB
 
-from .expected import QK_NORM_OF_ALL_HEADS
-from .releases import installed_release
-
 CHUNK = 32
 MAX_LEN = 4 * CHUNK + 16
 SEQUENCES = 2
@@ -33,8 +30,6 @@ def text_config() -> Any:
         # Both kinds of feed-forward layer.
         interleave_moe_layer_step=2,
         num_local_experts=4,
-        # Scout has it, Maverick has not.
-        use_qk_norm=installed_release() not in QK_NORM_OF_ALL_HEADS,
     )
 
 
