@@ -81,7 +81,7 @@ def check(case: Case, answers: GetAnswers, reference: GetReference, record: Reco
     distance = measure(found, reference(case.is_multimodal))
     record("within_chunk", f"{distance.within:.3f}")
     record("past_chunk", f"{distance.past:.3f}")
-    record("agreement", f"{distance.agreement}/{distance.generated}")
+    record("agreement", f"{distance.agreement} of {distance.generated}")
     # With tensor parallelism, the engine's own process holds the first rank.
     assert case.backend in found.backend
     largest = max(distance.within, distance.past)

@@ -45,16 +45,22 @@ def test_junit() -> None:
 
 
 def test_measures_as_table() -> None:
-    """What a test measured stands beside what it measured on stock, or beside stock's outcome."""
-    stock = [case("failed", VERY_ERROR, name="gpu::a"), case("passed", name="gpu::b")]
+    """What a test measured on patched stands after what it measured on stock, if anything."""
+    stock = [
+        case("failed", VERY_ERROR, name="gpu::test_b"),
+        Case("gpu::test_a", "failed", "", "fail", "", {"past_chunk": "10.9", "within": "0.1"}),
+        case("passed", name="gpu::test_c"),
+    ]
     patched = [
-        Case("gpu::a", "passed", "", "fail", "", {"past_chunk": "0.066"}),
-        case("passed", name="gpu::b"),
+        Case("gpu::test_b", "passed", "", "fail", "", {"past_chunk": "0.066"}),
+        Case("gpu::test_a", "passed", "", "fail", "", {"past_chunk": "0.069", "within": "0.1"}),
+        case("passed", name="gpu::test_c"),
     ]
     assert markdown(stock, patched).splitlines() == [
-        "| | stock | past chunk | patched |",
-        "|---|---|---|---|",
-        "| a | failed | – / 0.066 | passed |",
+        "|  | past chunk | within | stock | patched |",
+        "| --- | --- | --- | --- | --- |",
+        "| a | 10.9 → 0.069 | 0.1 | failed | passed |",
+        "| b | 0.066 |  | failed | passed |",
     ]
     assert {c.name: c.measures for c in read_junit(JUNIT)}["t::p2p"] == {"past_chunk": "0.066"}
 

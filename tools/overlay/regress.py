@@ -249,18 +249,22 @@ def _last_line(case: Case) -> str:
 
 
 def markdown(stock: Iterable[Case], patched: Iterable[Case]) -> str:
-    """A table of what the tests measured, stock / patched; for stock that broke, its error."""
+    """A table of what the tests measured: on stock, if it got that far, and on patched."""
     before = {case.name: case for case in stock}
-    after = [case for case in patched if case.measures]
+    after = sorted((case for case in patched if case.measures), key=lambda case: case.name)
     names = list(dict.fromkeys(name for case in after for name in case.measures))
-    lines = ["| | stock | " + " | ".join(n.replace("_", " ") for n in names) + " | patched |"]
-    lines.append("|---|---|" + "---|" * len(names) + "---|")
+    header = ["", *(name.replace("_", " ") for name in names), "stock", "patched"]
+    rows = [header, ["---"] * len(header)]
     for case in after:
         old = before[case.name]
-        cells = [f"{old.measures.get(n, '–')} / {case.measures.get(n, '–')}" for n in names]
-        label = case.name.rpartition("::")[2]
-        lines.append(f"| {label} | {old.outcome} | {' | '.join(cells)} | {case.outcome} |")
-    return "\n".join(lines)
+        cells = [_change(old.measures.get(name), case.measures.get(name)) for name in names]
+        label = case.name.rpartition("::")[2].removeprefix("test_")
+        rows.append([label, *cells, old.outcome, case.outcome])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _change(old: str | None, new: str | None) -> str:
+    return f"{old} → {new}" if old and new and old != new else new or ""
 
 
 def summary(verdict: Verdict) -> str:
