@@ -112,9 +112,11 @@ def reshape_and_cache_flash(
     slots: torch.Tensor,
     *_: Any,
 ) -> None:
+    """Store tokens in caches [blocks, block size, heads, head size], views of any strides."""
     used = slots >= 0
-    key_cache.view(-1, *key.shape[1:])[slots[used]] = key[used]
-    value_cache.view(-1, *value.shape[1:])[slots[used]] = value[used]
+    place = slots[used] // key_cache.shape[1], slots[used] % key_cache.shape[1]
+    key_cache[place] = key[: len(slots)][used]
+    value_cache[place] = value[: len(slots)][used]
 
 
 def flash_attn_varlen(

@@ -13,21 +13,6 @@ Partial = tuple[torch.Tensor, torch.Tensor]
 """Attention over some of the keys, and the log-sum-exp that weighs it against other keys."""
 
 
-def reshape_and_cache(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slots: torch.Tensor,
-    *_: Any,
-) -> None:
-    """Store tokens in caches [blocks, block size, heads, head size], views of any strides."""
-    used = slots >= 0
-    place = slots[used] // key_cache.shape[1], slots[used] % key_cache.shape[1]
-    key_cache[place] = key[: len(slots)][used]
-    value_cache[place] = value[: len(slots)][used]
-
-
 def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float, causal: bool
 ) -> Partial:

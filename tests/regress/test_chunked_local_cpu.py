@@ -21,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from . import kernels, tiny_llama4
+from .drawn import draw_decodes, draw_prefills, examples, shapes
+from .driver import SHAPE, Driver, Piece, Shape, decode_across_boundaries, mixed_batch
 from .expected import (
     CHUNKS_IGNORED_ERROR,
     KEYWORD_MISSING,
@@ -29,16 +31,6 @@ from .expected import (
     SDPA_V1,
 )
 from .releases import in_order, installed_release, span
-from .test_chunked_local import (
-    SHAPE,
-    Driver,
-    Piece,
-    Shape,
-    draw_decodes,
-    draw_prefills,
-    examples,
-    shapes,
-)
 from .third_party import import_untuned
 
 RELEASE = installed_release()
@@ -240,30 +232,9 @@ def test_prompt(length: int, new_driver: NewDriver) -> None:
 
 @chunks_ignored
 @pytest.mark.parametrize("engine", ENGINES)
-def test_decode_across_boundaries(engine: str, new_driver: NewDriver) -> None:
-    """Every length comes by, and a short sequence decodes beside the long one."""
-    driver = new_driver(engine, SHAPE)
-    long, short = driver.sequence(SHAPE.max_len), driver.sequence(SHAPE.max_len)
-    driver.fill_cache(long, SHAPE.chunk - 2)
-    driver.fill_cache(short, 3)
-    while long.computed < len(long):
-        driver.step([Piece(s, 1, is_prefill=False) for s in (long, short)], tables=True)
-
-
-@chunks_ignored
-@pytest.mark.parametrize("engine", ENGINES)
-def test_mixed_batch(engine: str, new_driver: NewDriver) -> None:
-    """Chunked prefill: a first part, a later part that crosses a boundary, and a decode."""
-    driver = new_driver(engine, SHAPE)
-    first, later, decode = (driver.sequence(SHAPE.max_len) for _ in range(3))
-    driver.fill_cache(later, SHAPE.chunk - 5)
-    driver.fill_cache(decode, 2 * SHAPE.chunk)
-    pieces = [
-        Piece(first, SHAPE.chunk + 4, is_prefill=True),
-        Piece(later, SHAPE.chunk + 9, is_prefill=True),
-        Piece(decode, 1, is_prefill=False),
-    ]
-    driver.step(pieces, tables=True)
+@pytest.mark.parametrize("scenario", [decode_across_boundaries, mixed_batch])
+def test_scenario(engine: str, scenario: Callable[[Driver], None], new_driver: NewDriver) -> None:
+    scenario(new_driver(engine, SHAPE))
 
 
 @chunks_ignored

@@ -23,7 +23,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from . import paged, tiny_llama4
+from . import kernels, paged, tiny_llama4
+from .drawn import examples, lengths, shapes
+from .driver import TOLERANCE, Piece, Request, Shape, dense
 from .expected import (
     BY_KEY,
     CHUNKS_IGNORED_ERROR,
@@ -31,7 +33,6 @@ from .expected import (
     V1_CHUNKED,
 )
 from .releases import in_order, installed_release
-from .test_chunked_local import TOLERANCE, Piece, Request, Shape, dense, examples, lengths, shapes
 
 RELEASE = installed_release()
 
@@ -243,7 +244,7 @@ class Engine:
         slots = torch.tensor(prefill(sequence, length).slots(self.shape.block))
         for number in range(len(self.layers)):
             key, value = sequence.key[:length], sequence.value[:length]
-            paged.reshape_and_cache(key, value, *self.cache_of(number), slots)
+            kernels.reshape_and_cache_flash(key, value, *self.cache_of(number), slots)
         sequence.computed = length
 
     def reordered(self, pieces: Sequence[Piece]) -> InputBatch:
@@ -344,7 +345,10 @@ def new_engine(
         return module, config
 
     monkeypatch.setattr(
-        torch.ops._C_cache_ops, "reshape_and_cache_flash", paged.reshape_and_cache, raising=False
+        torch.ops._C_cache_ops,
+        "reshape_and_cache_flash",
+        kernels.reshape_and_cache_flash,
+        raising=False,
     )
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: paged.PROPERTIES)
 
