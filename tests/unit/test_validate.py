@@ -16,8 +16,8 @@ def test_clean(run: Run) -> None:
     ran = run("validate", "--all")
     assert ran.status == 0, ran.err
     table = [line.split() for line in ran.out.splitlines()]
-    assert ["1.0", "clean", "as", "locked"] in table
-    assert ["1.1", "offset", "+3", "as", "locked"] in table
+    assert ["1.0", "1", "as", "locked"] in table
+    assert ["1.1", "0", "as", "locked", "attention-signatures", "offset", "+3"] in table
     assert "3 releases, 0 problems" in ran.out
 
 
