@@ -6,11 +6,8 @@ import dataclasses
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,7 +23,7 @@ from fail_to_pass import pytest_collection_modifyitems as pytest_collection_modi
 from regress.releases import installed_release
 
 from .cases import Case
-from .engine import Answers, Settings
+from .engine import Answers, Settings, start
 from .reference import Reference
 
 TIMEOUT = 400.0
@@ -112,19 +109,10 @@ def answers(shared: Path, checkpoint: Callable[[bool], Path]) -> Callable[[Case]
 
 
 def _run_engine(folder: Path, settings: Settings, env: Mapping[str, str], gpus: int) -> None:
-    """Run `engine.py`. A second try is for engines that start on one GPU at the same time: the
+    """Run `engine.py`. Further tries are for engines that start on one GPU at the same time: the
     profiling of one takes memory that another frees meanwhile for an error."""
-    (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)), "utf-8")
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"],
-            cwd=folder,
-            env=_environment(env, gpus),
-            timeout=TIMEOUT,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = start(folder, settings, {**ENV, **env, **_visible(gpus)}, TIMEOUT)
         (folder / "log").write_text(done.stdout + done.stderr, "utf-8")
         if "Error in memory profiling" not in done.stderr:
             break
@@ -132,14 +120,11 @@ def _run_engine(folder: Path, settings: Settings, env: Mapping[str, str], gpus: 
         pytest.fail(f"engine died: {_last_error(done.stderr)}\n{done.stderr[-4000:]}")
 
 
-def _environment(env: Mapping[str, str], gpus: int) -> dict[str, Any]:
-    """Spread the workers over the GPUs; vLLM and these tests are importable from anywhere."""
-    tests = str(Path(__file__).parents[1])
-    path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+def _visible(gpus: int) -> dict[str, str]:
+    """Spread the workers over the GPUs."""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:])
     count = torch.cuda.device_count()
-    visible = ",".join(str((worker + i) % count) for i in range(gpus))
-    return {**os.environ, **ENV, **env, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": visible}
+    return {"CUDA_VISIBLE_DEVICES": ",".join(str((worker + i) % count) for i in range(gpus))}
 
 
 def _last_error(stderr: str) -> str:

@@ -8,8 +8,11 @@ Environment variables choose engine and backend, and vLLM reads some of them onc
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -139,6 +142,27 @@ def answer(output: Any) -> Answer:
     pairs = zip(tokens[first:], entries[first:], strict=True)
     logprobs = [entry[token].logprob for token, entry in pairs]
     return Answer(tokens, len(prompt), logprobs, first, output.num_cached_tokens or 0)
+
+
+def start(
+    folder: Path, settings: Settings, env: Mapping[str, str], timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run this module in a process of its own in `folder`, where it leaves answers.json.
+
+    `env` is added to this process's environment, and these tests to the path that it imports from.
+    """
+    (folder / "settings.json").write_text(json.dumps(asdict(settings)), "utf-8")
+    tests = str(Path(__file__).parents[1])
+    path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+    return subprocess.run(
+        [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"],
+        cwd=folder,
+        env={**os.environ, **env, "PYTHONPATH": path},
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def main() -> None:

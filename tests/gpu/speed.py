@@ -13,12 +13,9 @@ Prints JSON: milliseconds, ratios, device and versions.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -236,7 +233,7 @@ def bench_engine(backend: str) -> dict[str, Any]:
     """Time a tiny engine whose sequences are many chunks long, with CUDA graphs."""
     import llama4_checkpoint
     from gpu.cases import V0_FLASH, V0_XFORMERS
-    from gpu.engine import Settings
+    from gpu.engine import Answers, Settings, start
 
     env = V0_XFORMERS if backend == "xformers" else V0_FLASH
     with tempfile.TemporaryDirectory() as name:
@@ -249,19 +246,11 @@ def bench_engine(backend: str) -> dict[str, Any]:
         settings = Settings(
             str(model), prompts, 100, args, is_cached=True, has_prompt_logprobs=False
         )
-        (folder / "settings.json").write_text(json.dumps(dataclasses.asdict(settings)), "utf-8")
-        command = [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"]
-        tests = str(Path(__file__).parents[1])
-        path = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-        subprocess.run(
-            command,
-            cwd=folder,
-            env={**os.environ, **env, "PYTHONPATH": path},
-            check=True,
-            stdout=sys.stderr,
-        )
-        answers = json.loads((folder / "answers.json").read_text("utf-8"))
-    return {"tokens_per_second": 100 * len(prompts) / answers["seconds"]}
+        done = start(folder, settings, env)
+        sys.stderr.write(done.stdout + done.stderr)
+        done.check_returncode()
+        answers = Answers.read(folder / "answers.json")
+    return {"tokens_per_second": 100 * len(prompts) / answers.seconds}
 
 
 def main() -> None:

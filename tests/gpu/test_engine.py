@@ -9,6 +9,12 @@ import pytest
 import torch
 
 from llama4_checkpoint import CHUNK
+from regress.expected import (
+    CHUNKS_IGNORED,
+    KEYWORD_MISSING_ERROR,
+    V0_CHUNKED,
+    keyword_missing,
+)
 from regress.releases import in_order, installed_release, span
 
 from .cases import (
@@ -24,15 +30,14 @@ from .engine import Answers
 from .reference import Reference
 
 RELEASE = installed_release()
-V0 = span("0.8.3", "0.10.2")
 MULTI_STEP_RELEASES = span("0.8.3", "0.9.2")
 SPECULATIVE_RELEASES = span("0.8.3", "0.9.2")
 
-KEYWORD_ERROR = r"TypeError: .* got an unexpected keyword argument 'use_irope'"
 WRONG = r"wrong answers: "
 
-chunks_ignored = pytest.mark.fail_to_pass(releases=in_order(V0), raises=f"{WRONG}|{KEYWORD_ERROR}")
-keyword_missing = pytest.mark.fail_to_pass(releases=["0.8.3"], raises=KEYWORD_ERROR)
+chunks_ignored = pytest.mark.fail_to_pass(
+    releases=in_order(CHUNKS_IGNORED), raises=f"{WRONG}|{KEYWORD_MISSING_ERROR}"
+)
 sampler_missing = pytest.mark.fail_to_pass(releases=["0.8.3"], raises=r"AttributeError: .*sampler")
 
 GetAnswers = Callable[[Case], Answers]
@@ -95,7 +100,7 @@ def named(cases: list[Case]) -> pytest.MarkDecorator:
 
 
 @chunks_ignored
-@pytest.mark.skipif(RELEASE not in V0, reason=f"{RELEASE} has no Llama 4 on V0")
+@pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 on V0")
 @named([*XFORMERS_CASES, *FLASH_CASES])
 def test_v0(
     case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
@@ -126,7 +131,7 @@ def test_speculative(
 
 
 @keyword_missing
-@pytest.mark.skipif(RELEASE not in V0, reason=f"{RELEASE} has no Llama 4 on V0")
+@pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 on V0")
 @named(WITHIN_CHUNK)
 def test_within_chunk(
     case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
@@ -143,7 +148,7 @@ def test_v1(
 
 
 @chunks_ignored
-@pytest.mark.skipif(RELEASE not in V0, reason=f"{RELEASE} has no Llama 4 on V0")
+@pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 on V0")
 @pytest.mark.parametrize("backend", ["xformers", "flash_attn"])
 @pytest.mark.parametrize("feature", ["", "text-", "chunked-prefill-"])
 def test_graphs_same_as_eager(

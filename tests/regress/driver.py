@@ -65,6 +65,16 @@ def dense(piece: Piece, shape: Shape, chunk: int | None) -> torch.Tensor:
     return torch.einsum("hqk,khd->qhd", weights, value)
 
 
+def check_layer(
+    number: int, answer: torch.Tensor, pieces: Sequence[Piece], shape: Shape, chunk: int | None
+) -> None:
+    """Compare what a layer answers, padding or none at the end, with the reference."""
+    expected = torch.cat([dense(piece, shape, chunk) for piece in pieces])
+    error = float((answer[: len(expected)] - expected).abs().max())
+    kind = "global" if chunk is None else "chunked"
+    assert error <= TOLERANCE, f"wrong attention in {kind} layer {number}: off by {error}"
+
+
 @dataclass
 class Layer:
     """One attention layer with its own KV cache."""
@@ -177,10 +187,7 @@ class Driver:
         """Run one batch through all the layers and compare each answer with the reference."""
         for number, layer in enumerate(self.layers):
             answer = self.forward(layer, pieces, metadata)
-            expected = torch.cat([dense(piece, self.shape, layer.chunk) for piece in pieces])
-            error = float((answer[: len(expected)] - expected).abs().max())
-            kind = "global" if layer.chunk is None else "chunked"
-            assert error <= TOLERANCE, f"wrong attention in {kind} layer {number}: off by {error}"
+            check_layer(number, answer, pieces, self.shape, layer.chunk)
 
     def step(self, pieces: Sequence[Piece], tables: bool, **options: Any) -> None:
         self.check(pieces, self.metadata(pieces, tables, **options))

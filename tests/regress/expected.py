@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from .releases import LLAMA4, span
+import pytest
+
+from .releases import LLAMA4, in_order, span
 
 
 @dataclass(frozen=True)
@@ -370,6 +372,10 @@ V0_CHUNKED = span("0.8.3", "0.10.2")
 
 KEYWORD_MISSING = span("0.8.3", "0.8.3")
 KEYWORD_MISSING_ERROR = r"TypeError: .* got an unexpected keyword argument 'use_irope'"
+keyword_missing = pytest.mark.fail_to_pass(
+    releases=in_order(KEYWORD_MISSING), raises=KEYWORD_MISSING_ERROR
+)
+"""For tests that stock fails there by that alone."""
 
 CHUNKS_IGNORED = V0_CHUNKED
 """Releases whose V0 impls compute global attention in layers that want it within chunks."""

@@ -45,7 +45,7 @@ class Plan:
         kv_indptr: torch.Tensor,
         kv_indices: torch.Tensor,
         last_page_len: torch.Tensor,
-        shape: tuple[int, int, int, int],
+        shape: tuple[int, ...],
         causal: bool,
         sm_scale: float,
     ) -> None:
@@ -84,10 +84,8 @@ class _Wrapper:
         assert workspace.dtype == torch.uint8
         self.planned: Plan | None = None
 
-    def _set(
-        self, plan: Plan, causal: bool, window_left: int, logits_soft_cap: float | None
-    ) -> None:
-        self.planned, self._causal, self._sm_scale = plan, causal, plan.scale
+    def _set(self, plan: Plan, window_left: int, logits_soft_cap: float | None) -> None:
+        self.planned, self._causal, self._sm_scale = plan, plan.causal, plan.scale
         self._window_left, self._logits_soft_cap = window_left, logits_soft_cap or 0.0
         assert window_left == -1
         assert not logits_soft_cap
@@ -124,10 +122,8 @@ class PrefillWrapper(_Wrapper):
         q_data_type: torch.dtype,
         kv_data_type: torch.dtype,
     ) -> None:
-        heads, kv_heads, head_size, page_size = shape
         kv = paged_kv_indptr, paged_kv_indices, paged_kv_last_page_len
-        plan = Plan(qo_indptr, *kv, (heads, kv_heads, head_size, page_size), causal, sm_scale)
-        self._set(plan, causal, window_left, logits_soft_cap)
+        self._set(Plan(qo_indptr, *kv, shape, causal, sm_scale), window_left, logits_soft_cap)
 
 
 class DecodeWrapper(_Wrapper):
@@ -147,11 +143,9 @@ class DecodeWrapper(_Wrapper):
         kv_data_type: torch.dtype,
     ) -> None:
         assert pos_encoding_mode == "NONE"
-        heads, kv_heads, head_size, page_size = shape
         one_each = torch.arange(len(indptr), dtype=torch.int32)
-        kv = indptr, indices, last_page_len
-        plan = Plan(one_each, *kv, (heads, kv_heads, head_size, page_size), False, sm_scale)
-        self._set(plan, False, window_left, logits_soft_cap)
+        plan = Plan(one_each, indptr, indices, last_page_len, shape, False, sm_scale)
+        self._set(plan, window_left, logits_soft_cap)
 
 
 class CascadeWrapper:
@@ -175,13 +169,11 @@ class CascadeWrapper:
         logits_soft_cap: float | None = None,
         q_data_type: torch.dtype,
     ) -> None:
-        heads, kv_heads, head_size, page_size = shape
         batches = list(zip(qo_indptr, kv_indptr, kv_indices, last_page_len, strict=True))
         assert len(batches) == self.num_levels
-        sizes = (heads, kv_heads, head_size, page_size)
         causals = [False] * (self.num_levels - 1) + [causal]
         self.levels = [
-            Plan(*batch, sizes, level_causal, sm_scale)
+            Plan(*batch, shape, level_causal, sm_scale)
             for batch, level_causal in zip(batches, causals, strict=True)
         ]
 

@@ -25,10 +25,9 @@ from .drawn import draw_decodes, draw_prefills, examples, shapes
 from .driver import SHAPE, Driver, Piece, Shape, decode_across_boundaries, mixed_batch
 from .expected import (
     CHUNKS_IGNORED_ERROR,
-    KEYWORD_MISSING,
-    KEYWORD_MISSING_ERROR,
     SDPA_V0,
     SDPA_V1,
+    keyword_missing,
 )
 from .releases import in_order, installed_release, span
 from .third_party import import_untuned
@@ -44,9 +43,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 
-keyword_missing = pytest.mark.fail_to_pass(
-    releases=in_order(KEYWORD_MISSING), raises=KEYWORD_MISSING_ERROR
-)
 chunks_ignored = pytest.mark.fail_to_pass(releases=in_order(SDPA_V0), raises=CHUNKS_IGNORED_ERROR)
 
 ENGINES = [

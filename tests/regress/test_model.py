@@ -20,10 +20,9 @@ from . import batches, kernels, reference, tiny_llama4
 from .expected import (
     BY_KEY,
     CHUNKS_IGNORED,
-    KEYWORD_MISSING,
-    KEYWORD_MISSING_ERROR,
     LOGPROBS_ERROR,
     V0_CHUNKED,
+    keyword_missing,
 )
 from .reference import CHUNK, MAX_LEN, Reference
 from .releases import in_order, installed_release
@@ -38,9 +37,6 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 
-keyword_missing = pytest.mark.fail_to_pass(
-    releases=in_order(KEYWORD_MISSING), raises=KEYWORD_MISSING_ERROR
-)
 chunks_ignored = pytest.mark.fail_to_pass(releases=in_order(CHUNKS_IGNORED), raises=LOGPROBS_ERROR)
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -216,7 +215,6 @@ class Engine:
     runner: Any
     layers: dict[str, Any]
     backend: Backend
-    is_cpu: bool
 
     def prepare(self, requests: list[Request]) -> tuple[dict[str, Any], list[Blocks]]:
         """Run one step up to the metadata. Return that by layer, and each request's blocks.
@@ -327,11 +325,10 @@ def new_engine(
         assert len(cache.kv_cache_groups) == (4 if hybrid else 1)
         config.cache_config.num_gpu_blocks = cache.num_blocks
         runner.initialize_kv_cache(cache)
-        return Engine(runner, layers, backend, is_cpu)
+        return Engine(runner, layers, backend)
 
     # The pipeline has one stage.
-    stage = SimpleNamespace(is_first_rank=True, is_last_rank=True, world_size=1, rank_in_group=0)
-    monkeypatch.setattr("vllm.distributed.parallel_state._PP", stage)
+    monkeypatch.setattr("vllm.distributed.parallel_state._PP", tiny_llama4.OneRank())
     return new
 
 
