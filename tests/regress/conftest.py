@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -67,6 +68,10 @@ def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.cuda, "get_device_properties", lambda *_, **__: fake_cuda.Device.properties
     )
     selector._cached_get_attn_backend.cache_clear()
+    if importlib.util.find_spec("vllm.engine.chunked_local_selection"):
+        from vllm.engine import chunked_local_selection
+
+        monkeypatch.setattr(chunked_local_selection, "_chosen", {})
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +110,7 @@ def stubs() -> Iterator[Callable[[tuple[str, ...]], None]]:
 def start_engine(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Return a function that takes environment and arguments and gives an engine's config."""
 
-    def start(env: dict[str, str], **engine_args: str) -> Any:
+    def start(env: dict[str, str], **engine_args: Any) -> Any:
         for name, value in env.items():
             monkeypatch.setenv(name, value)
         return tiny_llama4.engine_config(model_folder, engine_args)

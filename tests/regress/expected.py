@@ -240,6 +240,8 @@ class Scenario:
     engine_args: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     stubs: tuple[str, ...] = ()
+    within_chunk: frozenset[str] = frozenset()
+    """Releases that patched take this way only as far as one chunk goes."""
 
     def outcome(self, release: str) -> str | None:
         """Return the key of the impl that `release` chooses.
@@ -260,6 +262,9 @@ class Scenario:
             for release in releases & BY_KEY[outcome].rejects
         }
 
+
+SPLIT_FAILS = span("0.10.1", "0.10.2")
+"""Releases whose V1 FlashInfer dies where a chunk boundary leaves one token of a prompt."""
 
 SCENARIOS = (
     Scenario(
@@ -319,6 +324,7 @@ SCENARIOS = (
             (span("0.8.3", "0.8.4"), "v0-flashinfer"),
             (span("0.8.5"), "v1-flashinfer"),
         ),
+        within_chunk=span("0.8.3", "0.8.4") | SPLIT_FAILS,
     ),
     Scenario(
         "env-flex-attention",
@@ -343,6 +349,7 @@ SCENARIOS = (
             (span("0.8.3", "0.9.0.1"), "v1-flash_attn"),
             (span("0.9.1"), "v1-flashinfer"),
         ),
+        within_chunk=SPLIT_FAILS,
     ),
 )
 

@@ -48,11 +48,12 @@ def test_layer_constructs(
     monkeypatch.setattr(fake_cuda.Device, "capability", scenario.capability)
     outcome = scenario.outcome(RELEASE)
     assert isinstance(outcome, str)
-    config = start_engine(scenario.env, **scenario.engine_args)
-    chosen = BY_KEY[outcome]
-    if RELEASE in chosen.refuses:
+    engine_args: dict[str, Any] = dict(scenario.engine_args)
+    if RELEASE in scenario.within_chunk:
         # Up to there it does not matter what it lacks.
-        config.model_config.max_model_len = tiny_llama4.CHUNK
+        engine_args["max_model_len"] = tiny_llama4.CHUNK
+    config = start_engine(scenario.env, **engine_args)
+    chosen = BY_KEY[outcome]
     made = tiny_llama4.attention_layer(config, layer)
     assert type(made.attn.impl) is getattr(importlib.import_module(chosen.module), chosen.cls)
 

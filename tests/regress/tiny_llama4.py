@@ -107,7 +107,7 @@ def register_in_process(architecture: str, module: str) -> None:
     ModelRegistry.register_model(architecture, cls)
 
 
-def engine_config(model: Path, engine_args: Mapping[str, str]) -> Any:
+def engine_config(model: Path, engine_args: Mapping[str, Any]) -> Any:
     """Return the `VllmConfig` an engine started with these arguments gets."""
     from vllm.engine.arg_utils import EngineArgs
 
