@@ -23,14 +23,22 @@ def attend(
     return torch.einsum("hqk,khd->qhd", weights, value.float())
 
 
+FORMATS = {
+    "fp8": torch.float8_e4m3fn,
+    "fp8_e4m3": torch.float8_e4m3fn,
+    "fp8_e5m2": torch.float8_e5m2,
+}
+"""Types of a KV cache that hold it in bytes."""
+
+
 def stored(values: torch.Tensor, dtype: str) -> torch.Tensor:
     """Return values as a cache of this type holds them."""
-    return values.to(torch.float8_e5m2).view(torch.uint8) if dtype == "fp8_e5m2" else values
+    return values.to(FORMATS[dtype]).view(torch.uint8) if dtype in FORMATS else values
 
 
 def loaded(cache: torch.Tensor, dtype: str) -> torch.Tensor:
     """Return what a cache of this type holds."""
-    return cache.view(torch.float8_e5m2).float() if dtype == "fp8_e5m2" else cache
+    return cache.view(FORMATS[dtype]).float() if dtype in FORMATS else cache
 
 
 def rows_of(cache: torch.Tensor, table: torch.Tensor, length: int) -> torch.Tensor:
@@ -55,7 +63,8 @@ def reshape_and_cache(
     *_: Any,
 ) -> None:
     x = key_cache.shape[-1]
-    used = slots >= 0
+    # A kernel stores as many tokens as there are slots, whatever comes after them.
+    key, value, used = key[: len(slots)], value[: len(slots)], slots >= 0
     rows, columns = slots[used] // value_cache.shape[3], slots[used] % value_cache.shape[3]
     key_cache.permute(0, 3, 1, 2, 4)[rows, columns] = stored(key[used].unflatten(2, (-1, x)), dtype)
     value_cache.permute(0, 3, 1, 2)[rows, columns] = stored(value[used], dtype)
@@ -110,13 +119,14 @@ def reshape_and_cache_flash(
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     slots: torch.Tensor,
+    dtype: str = "auto",
     *_: Any,
 ) -> None:
     """Store tokens in caches [blocks, block size, heads, head size], views of any strides."""
     used = slots >= 0
     place = slots[used] // key_cache.shape[1], slots[used] % key_cache.shape[1]
-    key_cache[place] = key[: len(slots)][used]
-    value_cache[place] = value[: len(slots)][used]
+    key_cache[place] = stored(key[: len(slots)][used], dtype)
+    value_cache[place] = stored(value[: len(slots)][used], dtype)
 
 
 def flash_attn_varlen(

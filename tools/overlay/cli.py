@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from rich.table import Table
 from overlay import bench as bench_module
 from overlay import environment, sdist, wheel
 from overlay import lock as lock_module
+from overlay import matrix as matrix_module
 from overlay import regress as regress_module
 from overlay import validate as validate_module
 from overlay import verify as verify_module
@@ -359,6 +361,69 @@ def _report(verdict: regress_module.Verdict, as_json: bool) -> None:
     else:
         _print_verdict(verdict)
     if verdict.problems:
+        sys.exit(Exit.PROBLEMS)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@click.option("--stock", is_flag=True, help="Run the stock wheel too, before the patched one.")
+@click.option("--check", is_flag=True, help="Run, but demand what matrix/ has; write nothing.")
+@click.option("--compare", is_flag=True, help="Run nothing; compare what matrix/ has.")
+@click.option("--jobs", default=os.cpu_count(), show_default="all cores", help="Processes.")
+@click.option(
+    "--work",
+    "folder",
+    default="work/matrix",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Where the environment and logs go, in a folder of the release's name.",
+)
+@json_option
+@pass_workspace
+def matrix(
+    workspace: Workspace,
+    releases: tuple[str, ...],
+    everything: bool,
+    stock: bool,
+    check: bool,
+    compare: bool,
+    jobs: int,
+    folder: Path,
+    as_json: bool,
+) -> None:
+    """Find out what becomes of Llama 4 in every configuration, on a machine without a GPU.
+
+    Runs the release's own selection for each GPU, KV cache, backend name, engine and dtype,
+    constructs the layers and computes them where that is possible. Results are kept in matrix/;
+    the patched release must not fail, refuse without a remedy, or be worse than stock anywhere.
+
+    \b
+    Example:
+      vllm-overlay matrix 0.8.5.post1 --stock
+    """
+    _demand_names(releases, everything)
+    if compare and (check or stock):
+        raise click.UsageError("--compare runs nothing: pass neither --check nor --stock")
+    root, problems, tables = workspace.project.root, list[str](), {}
+    variants: tuple[matrix_module.Variant, ...] = ("stock", "patched") if stock else ("patched",)
+    for one in workspace.versions.select(releases, patched=True):
+        if not compare:
+            place = (folder / one.name).absolute()
+            for made in matrix_module.run(workspace, one, place, variants, jobs):
+                problems += matrix_module.settle(root, made, check)
+        found, worse = matrix_module.judge(root, one.name)
+        problems += worse
+        tables.update({f"{m.release} {m.variant}": matrix_module.counts(m) for m in found})
+        if not as_json:
+            for kept in found:
+                out.print(matrix_module.summary(kept), markup=False)
+    if as_json:
+        print_json({"cells": tables, "problems": problems})
+    else:
+        for problem in problems:
+            err.print(problem, style="red", markup=False)
+    if problems:
         sys.exit(Exit.PROBLEMS)
 
 

@@ -1,0 +1,173 @@
+"""`python -m matrix FILE`: write what the installed release does in every cell, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import importlib.util
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before anything imports vllm, transformers or Triton.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["TRITON_INTERPRET"] = "1"
+os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
+
+import torch
+
+from regress import fake_cuda, third_party
+from regress.releases import installed_release
+
+from . import driver, limits, measure, probe
+from .cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES, UNSET, Cell, cells, rows
+from .outcome import Outcome
+from .probe import Found, Key
+
+Model = str
+PRELOADED = (
+    "vllm.engine.arg_utils",
+    "vllm.attention.layer",
+    "vllm.attention.selector",
+    "vllm.model_executor.models.llama4",
+    "vllm.worker.worker",
+    "vllm.v1.worker.gpu_worker",
+)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one process does: the cells of one GPU, with or without FlashInfer."""
+
+    folder: Path
+    backends: tuple[str, ...]
+    capability: tuple[int, int]
+    flashinfer: bool
+
+    def cells(self) -> list[Cell]:
+        """Return its cells."""
+        return [
+            cell
+            for row in rows(self.backends)
+            if row.flashinfer == self.flashinfer
+            for cell in cells(row)
+            if cell.capability == self.capability
+        ]
+
+
+def set_up() -> None:
+    """Install the fake GPU and load vLLM."""
+    driver.install()
+    torch.set_num_threads(1)
+    for module in PRELOADED:
+        if importlib.util.find_spec(module.rpartition(".")[0]) is not None:
+            importlib.import_module(module)
+    driver.offer_flash_attention()
+
+
+def select(unit: Unit) -> dict[tuple[Model, Cell], Found]:
+    """Probe the cells of a unit, in a process of its own: nothing is remembered of other GPUs."""
+    fake_cuda.Device.capability = unit.capability
+    with third_party.stubbed(("flashinfer",) if unit.flashinfer else ()):
+        return {
+            (model, cell): probe.probe(unit.folder, model, cell)
+            for model in probe.MODELS
+            for cell in unit.cells()
+        }
+
+
+def compute(task: tuple[Path, Key, Cell]) -> tuple[Key, Outcome]:
+    """Compute what cells of one key answer, in a process of its own."""
+    folder, key, cell = task
+    with third_party.stubbed(("flashinfer",)):
+        return key, measure.measure(folder, key, cell)
+
+
+def distinct(found: Iterable[tuple[Cell, Found]]) -> dict[Key, Cell]:
+    """Return, by key, the first cell that has it."""
+    keys: dict[Key, Cell] = {}
+    for cell, one in found:
+        if one.key is not None:
+            keys.setdefault(one.key, cell)
+    return keys
+
+
+def run(folder: Path, backends: Sequence[str], jobs: int) -> dict[tuple[Model, Cell], Outcome]:
+    """Probe all cells, compute what they select, and join the two."""
+    probe.write_models(folder)
+    units = [
+        Unit(folder, tuple(backends), capability, flashinfer)
+        for flashinfer in (False, True)
+        for capability in CAPABILITIES
+    ]
+    context = multiprocessing.get_context("fork")
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        start = time.monotonic()
+        found = {cell: one for part in pool.imap(select, units, 1) for cell, one in part.items()}
+        say(f"{len(found)} cells selected after {time.monotonic() - start:.0f} s")
+        keys = distinct((cell, one) for (_, cell), one in found.items())
+        tasks = [(folder, key, cell) for key, cell in keys.items()]
+        computed = dict(pool.imap(compute, tasks, 1))
+        say(f"{len(keys)} computed after {time.monotonic() - start:.0f} s")
+    return {
+        (model, cell): limits.judge(cell, one.outcome if one.key is None else computed[one.key])
+        for (model, cell), one in found.items()
+    }
+
+
+def say(text: str) -> None:
+    """Tell the tool how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def document(backends: Sequence[str], found: dict[tuple[Model, Cell], Outcome]) -> dict[str, Any]:
+    """Return the result: distinct outcomes, and their numbers cell by cell."""
+    numbers: dict[Outcome, int] = {}
+    table = []
+    for row in rows(backends):
+        line: dict[str, Any] = dataclasses.asdict(row)
+        for model in probe.MODELS:
+            outcomes = [found[model, cell] for cell in cells(row)]
+            line[model] = [numbers.setdefault(one, len(numbers)) for one in outcomes]
+        table.append(line)
+    return {
+        "release": installed_release(),
+        "axes": {
+            "dtype": DTYPES,
+            "kv_cache_dtype": KV_CACHE_DTYPES,
+            "capability": [f"{major}.{minor}" for major, minor in CAPABILITIES],
+        },
+        "outcomes": [dataclasses.asdict(outcome) for outcome in numbers],
+        "rows": table,
+    }
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(prog="matrix", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--backend", action="append", help="only these names; for a quick look")
+    options = parser.parse_args()
+    start = time.monotonic()
+    set_up()
+    say(f"vLLM loaded after {time.monotonic() - start:.0f} s")
+    probe.speed_up()
+    backends = options.backend or [UNSET, *probe.backend_names()]
+    with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
+        found = run(Path(folder), backends, options.jobs)
+    options.file.write_text(json.dumps(document(backends, found)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

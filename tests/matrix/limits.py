@@ -1,0 +1,121 @@
+"""What kernels cannot do, which nothing on a CPU can tell: data, with where it is written.
+
+It comes into play where selection has let a cell through and the layers were constructed.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, replace
+
+from .cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES, LENGTHS, Cell
+from .outcome import CRASH, WRONG, Outcome
+
+E4M3 = frozenset({"fp8"})
+FLASH_ATTN = frozenset({"flash_attn.FlashAttentionImpl", "v1.flash_attn.FlashAttentionImpl"})
+FLASHINFER = frozenset({"flashinfer.FlashInferImpl", "v1.flashinfer.FlashInferImpl"})
+XFORMERS = frozenset({"xformers.XFormersImpl"})
+
+
+def below(capability: tuple[int, int]) -> frozenset[tuple[int, int]]:
+    """Return the capabilities of older GPUs."""
+    return frozenset(one for one in CAPABILITIES if one < capability)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Cells in which an impl cannot do what it was chosen for."""
+
+    impls: frozenset[str]
+    message: str
+    source: str
+    verdict: str = CRASH
+    capabilities: frozenset[tuple[int, int]] = frozenset(CAPABILITIES)
+    kv_cache_dtypes: frozenset[str] = frozenset(KV_CACHE_DTYPES)
+    dtypes: frozenset[str] = frozenset(DTYPES)
+    lengths: frozenset[str] = frozenset(LENGTHS)
+    constructed_only: bool = False
+    """What was computed is known better."""
+
+    def applies(self, cell: Cell, outcome: Outcome) -> bool:
+        """Return whether it holds in a cell."""
+        return (
+            outcome.backend in self.impls
+            and cell.capability in self.capabilities
+            and cell.kv_cache_dtype in self.kv_cache_dtypes
+            and cell.dtype in self.dtypes
+            and cell.row.length in self.lengths
+            and not (self.constructed_only and outcome.basis == "measured")
+        )
+
+
+LIMITS = (
+    Limit(
+        FLASH_ATTN,
+        "FlashAttention only support fp16 and bf16 data type",
+        "flash-attention csrc/flash_attn/flash_api.cpp, mha_varlen_fwd",
+        dtypes=frozenset({"float32"}),
+    ),
+    Limit(
+        FLASH_ATTN,
+        "FlashAttention only supports Ampere GPUs or newer.",
+        "flash-attention csrc/flash_attn/flash_api.cpp, mha_varlen_fwd",
+        capabilities=below((8, 0)),
+    ),
+    Limit(
+        FLASHINFER,
+        "FlashInfer requires sm75+",
+        "flashinfer/jit/core.py, check_cuda_arch",
+        capabilities=below((7, 5)),
+    ),
+    Limit(
+        FLASHINFER,
+        "FlashInfer has kernels for fp16 and bf16 queries only",
+        "flashinfer csrc/pytorch_extension_utils.h, DISPATCH_PYTORCH_DTYPE_TO_CTYPE_FP16",
+        dtypes=frozenset({"float32"}),
+    ),
+    Limit(
+        frozenset({"v1.triton_attn.TritonAttentionImpl"}),
+        "type fp8e4nv not supported in this architecture",
+        "vllm issues 7714 and 26431; triton python/triton/language/semantic.py",
+        capabilities=below((8, 9)),
+        kv_cache_dtypes=E4M3,
+    ),
+    Limit(
+        frozenset({"flashinfer.FlashInferImpl"}),
+        "wrong attention in chunked layers",
+        "vllm/attention/backends/flashinfer.py: nothing in it knows of chunks",
+        verdict=WRONG,
+        lengths=frozenset({"past"}),
+        constructed_only=True,
+    ),
+)
+
+
+def judge(cell: Cell, outcome: Outcome) -> Outcome:
+    """Return what becomes of a cell on the GPU, given what was found on a CPU."""
+    if outcome.verdict not in ("right", "wrong"):
+        return outcome
+    for limit in LIMITS:
+        if limit.applies(cell, outcome):
+            return _limited(outcome, limit.verdict, limit.message, limit.source)
+    if outcome.backend in XFORMERS and not _xformers_runs(cell):
+        message = "No operator found for `memory_efficient_attention_forward`"
+        return _limited(outcome, CRASH, message, "the installed xformers/ops/fmha")
+    return outcome
+
+
+def _limited(outcome: Outcome, verdict: str, message: str, source: str) -> Outcome:
+    return replace(outcome, verdict=verdict, stage="kernel", message=message, basis=source)
+
+
+def _xformers_runs(cell: Cell) -> bool:
+    """Return whether one of xformers' kernels for varying lengths takes the dtype on the GPU."""
+    for name in ("flash", "cutlass"):
+        kernel = importlib.import_module(f"xformers.ops.fmha.{name}").FwOp
+        newest = getattr(kernel, "CUDA_MAXIMUM_COMPUTE_CAPABILITY", None)
+        dtypes = {str(dtype).removeprefix("torch.") for dtype in kernel.SUPPORTED_DTYPES}
+        is_new_enough = cell.capability >= kernel.CUDA_MINIMUM_COMPUTE_CAPABILITY
+        if is_new_enough and (newest is None or cell.capability <= newest) and cell.dtype in dtypes:
+            return True
+    return False

@@ -1,0 +1,174 @@
+"""Run a release's own selection for a cell, as far as the attention layers of the model."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from regress import fake_cuda, tiny_llama4
+
+from .cells import Cell
+from .outcome import SELECTED, Outcome, of_error
+
+MAX_LEN = {"past": tiny_llama4.MAX_LEN, "at": tiny_llama4.CHUNK}
+MODELS = ("llama4", "control")
+LAYERS = tuple(tiny_llama4.LAYERS)
+VARIABLES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
+
+CONTROL_CONFIG = {**tiny_llama4.LLAMA3_CONFIG, "head_dim": tiny_llama4.HEAD_SIZE}
+"""A model that knows nothing of chunks."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """Cells with the same key compute the same."""
+
+    engine: str
+    impls: tuple[str, ...]
+    """Of the chunked and of the global layer."""
+    kv_cache_dtype: str
+    length: str
+    block_size: int
+    fa_version: str
+
+    @property
+    def backend(self) -> str:
+        """Return module and class of the chunked layer's impl."""
+        return self.impls[0]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What selection came to: an outcome, or what is to be computed for it."""
+
+    outcome: Outcome
+    key: Key | None = None
+
+
+def backend_names() -> list[str]:
+    """Return every backend name that the release knows, in its order."""
+    interface = importlib.import_module("vllm.platforms.interface")
+    return list(interface._Backend.__members__)
+
+
+def speed_up() -> None:
+    """Leave out what costs most of an engine's config and decides nothing.
+
+    Transformers formats each config for a log line that is not written, and vLLM looks up the
+    versions of packages again and again.
+    """
+    from transformers import PretrainedConfig
+
+    setattr(PretrainedConfig, "__repr__", object.__repr__)  # noqa: B010
+    version = functools.cache(metadata.version)
+    setattr(metadata, "version", version)  # noqa: B010
+
+
+def write_models(folder: Path) -> None:
+    """Write both models below `folder` and make vLLM know their classes."""
+    configs: dict[str, Mapping[str, Any]] = {"llama4": tiny_llama4.CONFIG}
+    configs["control"] = CONTROL_CONFIG
+    for name, config in configs.items():
+        (folder / name).mkdir()
+        tiny_llama4.write_config(folder / name, config)
+    models = "vllm.model_executor.models."
+    tiny_llama4.register_in_process("Llama4ForConditionalGeneration", models + "mllama4")
+    tiny_llama4.register_in_process("LlamaForCausalLM", models + "llama")
+
+
+@contextmanager
+def environment(cell: Cell) -> Iterator[None]:
+    """Set the cell's variables and GPU; forget what was chosen before."""
+    selector = importlib.import_module("vllm.attention.selector")
+    selector._cached_get_attn_backend.cache_clear()
+    fake_cuda.Device.capability = cell.capability
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    os.environ.update(cell.env)
+    try:
+        yield
+    finally:
+        for name in VARIABLES:
+            os.environ.pop(name, None)
+
+
+def engine_config(folder: Path, model: str, cell: Cell) -> Any:
+    """Return the config that an engine started so gets."""
+    arguments: dict[str, Any] = {
+        "dtype": cell.dtype,
+        "kv_cache_dtype": cell.kv_cache_dtype,
+        "max_model_len": MAX_LEN[cell.row.length],
+    }
+    return tiny_llama4.engine_config(folder / model, arguments)
+
+
+def check_dtype(engine: str, dtype: torch.dtype) -> None:
+    """Have the worker ask, as it does first of all, whether the GPU has the dtype."""
+    module = "vllm.v1.worker.gpu_worker" if engine == "v1" else "vllm.worker.worker"
+    importlib.import_module(module)._check_if_gpu_supports_dtype(dtype)
+
+
+def control_layer(config: Any) -> Any:
+    """Construct an attention layer as `llama.py` does."""
+    attention = importlib.import_module("vllm.attention").Attention
+    with tiny_llama4.loading(config):
+        return attention(
+            tiny_llama4.HEADS,
+            tiny_llama4.HEAD_SIZE,
+            tiny_llama4.HEAD_SIZE**-0.5,
+            num_kv_heads=tiny_llama4.KV_HEADS,
+            cache_config=config.cache_config,
+            prefix="model.layers.0.self_attn.attn",
+        )
+
+
+def layers_of(config: Any, model: str) -> list[Any]:
+    """Construct the attention layers of a model: Llama 4's chunked and its global one."""
+    config.compilation_config.static_forward_context.clear()
+    if model == "control":
+        return [control_layer(config)]
+    return [tiny_llama4.attention_layer(config, number).attn for number in LAYERS]
+
+
+def name_of(impl: object) -> str:
+    """Return the module and class of an impl, without what all of them share."""
+    cls = type(impl)
+    module = cls.__module__.removeprefix("vllm.").replace("attention.backends.", "")
+    return f"{module}.{cls.__qualname__}"
+
+
+def probe(folder: Path, model: str, cell: Cell) -> Found:
+    """Select engine and backend for a cell, and construct the layers."""
+    with environment(cell):
+        try:
+            config = engine_config(folder, model, cell)
+        except Exception as error:
+            return Found(of_error(error, "config"))
+        return _construct(config, model, cell)
+
+
+def _construct(config: Any, model: str, cell: Cell) -> Found:
+    engine = "v1" if importlib.import_module("vllm.envs").VLLM_USE_V1 else "v0"
+    stage = "worker"
+    try:
+        check_dtype(engine, config.model_config.dtype)
+        stage = "layers"
+        layers = layers_of(config, model)
+    except Exception as error:
+        return Found(of_error(error, stage, engine))
+    impls = tuple(name_of(layer.impl) for layer in layers)
+    block_size = config.cache_config.block_size
+    if model == "control":
+        return Found(Outcome(SELECTED, engine, impls[0], basis=f"blocks of {block_size}"))
+    fa_version = str(getattr(layers[0].impl, "vllm_flash_attn_version", ""))
+    key = Key(engine, impls, cell.kv_cache_dtype, cell.row.length, block_size, fa_version)
+    return Found(Outcome("", engine, impls[0]), key)

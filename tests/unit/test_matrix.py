@@ -1,0 +1,144 @@
+"""The matrix: a made-up one is kept, read back, counted and compared."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from overlay import matrix
+from overlay.errors import OverlayError
+from overlay.matrix import Matrix, Variant, compare, compress, counts, expand
+
+from .conftest import Ran, Upstream
+
+AXES = {
+    "dtype": ["float16", "float32"],
+    "kv_cache_dtype": ["auto"],
+    "capability": ["7.5", "8.0", "9.0"],
+}
+RIGHT = {"verdict": "right", "engine": "v1", "backend": "flash", "basis": "measured"}
+TYPE_ERROR = {"verdict": "type-error", "engine": "v0", "message": "got 'use_irope'"}
+EXPLAINED = {"verdict": "explained", "message": "Set VLLM_USE_V1=1"}
+SELECTED = {"verdict": "selected", "engine": "v0", "backend": "xformers"}
+OTHER = {"verdict": "selected", "engine": "v1", "backend": "flex"}
+OUTCOMES = [RIGHT, TYPE_ERROR, EXPLAINED, SELECTED, OTHER]
+STOCK = [1, 0, 0, 1, 1, 1]
+
+
+def run_of(llama4: list[int], control: list[int] | None = None, backend: str = "unset") -> Any:
+    row = {"backend": backend, "v1": "0", "length": "past", "flashinfer": False}
+    numbers = {"llama4": llama4, "control": control or [3] * 6}
+    return {"release": "1.0", "axes": AXES, "outcomes": OUTCOMES, "rows": [{**row, **numbers}]}
+
+
+def made(llama4: list[int], control: list[int] | None = None, **options: Any) -> Matrix:
+    variant: Variant = options.pop("variant", "patched")
+    return matrix.from_run(run_of(llama4, control, **options), variant)
+
+
+stock = made(STOCK, variant="stock")
+
+
+@given(st.lists(st.integers(0, 30), min_size=1))
+def test_runs_survive(numbers: list[int]) -> None:
+    assert expand(compress(numbers)) == numbers
+
+
+def test_cells() -> None:
+    verdicts = {str(cell): outcome.verdict for cell, outcome in stock.cells("llama4")}
+    assert len(verdicts) == 6
+    expected = (
+        "capability 8.0, KV cache auto, float16, VLLM_ATTENTION_BACKEND unset, VLLM_USE_V1 0, "
+        "max_model_len past the chunk"
+    )
+    assert next(cell for cell, found in verdicts.items() if found == "right") == expected
+    assert counts(stock) == {"type-error": 4, "right": 2}
+    assert matrix.summary(stock) == "1.0 stock: 6 cells, 4 type-error, 2 right"
+
+
+def test_file_survives(tmp_path: Path) -> None:
+    path = matrix.write(tmp_path, stock)
+    assert path == tmp_path / "matrix/1.0.stock.json"
+    assert matrix.read(path) == stock
+    assert matrix.dumps(matrix.read(path)) == path.read_text("utf-8")
+    # A row a line: what changes shows in a diff.
+    assert sum('"backend": "unset"' in line for line in path.read_text("utf-8").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"schema": 2}, "schema"),
+        ({"rows": []}, None),
+        ({"outcomes": []}, "an outcome that is not there"),
+        ({"axes": {**AXES, "dtype": ["float16"]}}, "has 6 cells, not 3"),
+        ({"extra": 1}, "extra"),
+    ],
+)
+def test_damage_is_found(tmp_path: Path, change: dict[str, Any], problem: str | None) -> None:
+    path = matrix.write(tmp_path, stock)
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **change}), "utf-8")
+    if problem is None:
+        assert not matrix.read(path).llama4
+        return
+    with pytest.raises(OverlayError, match=problem):
+        matrix.read(path)
+
+
+def test_same_row_twice() -> None:
+    run = run_of(STOCK)
+    with pytest.raises(OverlayError, match="two rows are of the same configuration"):
+        matrix.from_run({**run, "rows": run["rows"] * 2}, "stock")
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OverlayError, match=r"vllm-overlay matrix RELEASE --stock"):
+        matrix.read(tmp_path / "gone.json")
+
+
+def test_all_well() -> None:
+    assert compare(stock, made([0, 0, 0, 2, 2, 0])) == ()
+
+
+@pytest.mark.parametrize(
+    ("patched", "problem"),
+    [
+        (made([1, 0, 0, 0, 0, 1]), r"type-error: got 'use_irope' \(2 cells; capability 7.5"),
+        (made([0, 2, 0, 0, 0, 0]), r"right on stock, explained \(Set VLLM_USE_V1=1\) here"),
+        (made([0] * 6, [3, 3, 4, 3, 3, 3]), r"without chunks, selected \(v0 xformers\) became"),
+        (made([0] * 6, backend="XFORMERS"), r"stock and patched have different cells"),
+    ],
+)
+def test_problems(patched: Matrix, problem: str) -> None:
+    (found,) = compare(stock, patched)
+    assert re.search(problem, found)
+
+
+def test_settle(tmp_path: Path) -> None:
+    """A run is kept, or compared with what is kept."""
+    assert matrix.settle(tmp_path, stock, check=True) != []
+    assert matrix.settle(tmp_path, stock, check=False) == []
+    assert matrix.settle(tmp_path, stock, check=True) == []
+    (problem,) = matrix.settle(tmp_path, made([0] * 6, variant="stock"), check=True)
+    assert "1.0.stock.json is not what a run gives" in problem
+
+
+def test_command_compares(run: Callable[..., Ran], upstream: Upstream) -> None:
+    root = upstream.root
+    matrix.write(root, stock)
+    matrix.write(root, made([0] * 6))
+    ran = run("matrix", "1.0", "--compare")
+    assert ran.status == 0, ran.err
+    assert "1.0 patched: 6 cells, 6 right" in ran.out
+    matrix.write(root, made(STOCK))
+    ran = run("matrix", "1.0", "--compare", "--json")
+    assert ran.status == 1
+    assert json.loads(ran.out)["cells"]["1.0 patched"] == {"type-error": 4, "right": 2}
+    assert run("matrix", "1.0", "--compare", "--stock").status == 2
