@@ -9,6 +9,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -130,6 +131,12 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def cpu_seconds() -> float:
+    """Return what all processes have computed so far, which other work does not add to."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def document(backends: Sequence[str], found: dict[tuple[Model, Cell], Outcome]) -> dict[str, Any]:
     """Return the result: distinct outcomes, and their numbers cell by cell."""
     numbers: dict[Outcome, int] = {}
@@ -166,6 +173,7 @@ def main() -> None:
     backends = options.backend or [UNSET, *probe.backend_names()]
     with tempfile.TemporaryDirectory(prefix="matrix-") as folder:
         found = run(Path(folder), backends, options.jobs)
+    say(f"{time.monotonic() - start:.0f} s in all, {cpu_seconds():.0f} s of CPU")
     options.file.write_text(json.dumps(document(backends, found)), "utf-8")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 RIGHT = "right"
 WRONG = "wrong"
@@ -55,13 +57,19 @@ def text_of(error: BaseException) -> str:
     return text.strip()[:LONGEST]
 
 
+def place_of(error: BaseException) -> str:
+    """Return the function and the line of an error that says nothing."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{Path(frame.filename).name}, {frame.name}: {frame.line}"
+
+
 def of_error(error: BaseException, stage: str, engine: str = "") -> Outcome:
     """Judge an exception by its type, its stage and whether it names a way out."""
     message = text_of(error)
     if isinstance(error, TypeError):
         return Outcome(TYPE_ERROR, engine, stage=stage, message=message)
     if not isinstance(error, REFUSALS):
-        message = f"{type(error).__name__}: {message}"
+        message = f"{type(error).__name__}: {message or place_of(error)}"
         return Outcome(CRASH, engine, stage=stage, message=message)
     verdict = WORKER_REFUSED if engine == "v1" and stage != "config" else UNEXPLAINED
     if REMEDY.search(message):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -38,7 +39,8 @@ class Key:
     kv_cache_dtype: str
     length: str
     block_size: int
-    fa_version: str
+    flash_attn: int | None
+    """Version of FlashAttention for the GPU: other backends borrow its metadata builder."""
 
     @property
     def backend(self) -> str:
@@ -139,6 +141,16 @@ def layers_of(config: Any, model: str) -> list[Any]:
     return [tiny_llama4.attention_layer(config, number).attn for number in LAYERS]
 
 
+def flash_attn_version() -> int | None:
+    """Return the version of FlashAttention that the release has for the GPU."""
+    for package in ("vllm.vllm_flash_attn", "vllm.attention.utils"):
+        if importlib.util.find_spec(f"{package}.fa_utils") is not None:
+            utils = importlib.import_module(f"{package}.fa_utils")
+            found: int | None = utils.get_flash_attn_version()
+            return found
+    raise LookupError("this release has no get_flash_attn_version")
+
+
 def name_of(impl: object) -> str:
     """Return the module and class of an impl, without what all of them share."""
     cls = type(impl)
@@ -169,6 +181,6 @@ def _construct(config: Any, model: str, cell: Cell) -> Found:
     block_size = config.cache_config.block_size
     if model == "control":
         return Found(Outcome(SELECTED, engine, impls[0], basis=f"blocks of {block_size}"))
-    fa_version = str(getattr(layers[0].impl, "vllm_flash_attn_version", ""))
-    key = Key(engine, impls, cell.kv_cache_dtype, cell.row.length, block_size, fa_version)
+    version = flash_attn_version()
+    key = Key(engine, impls, cell.kv_cache_dtype, cell.row.length, block_size, version)
     return Found(Outcome("", engine, impls[0]), key)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pytest
@@ -12,7 +14,8 @@ import torch
 
 from regress import kernels, paged, tiny_llama4
 from regress import test_v1_chunked_local as engines
-from regress.test_chunked_local import Shape
+from regress.expected import BY_KEY
+from regress.test_chunked_local import Piece, Shape
 from regress.test_v1_chunked_local import decode, prefill
 
 from . import formats
@@ -56,9 +59,98 @@ class Engine(engines.Engine):
         return kernels.stored(super().new_cache(), self.kv_dtype)
 
 
+@dataclass
+class LayerEngine(Engine):
+    """The same since 0.10.0: a builder makes the metadata of some layers, and for them alone.
+
+    Whether these are chunked is decided around the builder: by the model runner in 0.10.0, as is
+    copied here, and by a subclass of the builder that the layer brings along since 0.10.1.
+    """
+
+    def new_builder(self) -> list[Any]:
+        """Return a builder for each layer."""
+        return [self.builder_of(layer) for layer in self.layers]
+
+    def builder_of(self, layer: Any) -> Any:
+        """Construct the builder of a layer's metadata."""
+        backend = getattr(self.module, BY_KEY[f"v1-{self.backend}"].backend)
+        own = layer.get_attn_backend() if hasattr(layer, "get_attn_backend") else backend
+        interface = importlib.import_module("vllm.v1.kv_cache_interface")
+        shape = self.shape
+        spec = engines.called_with(
+            interface.FullAttentionSpec,
+            block_size=shape.block,
+            num_kv_heads=shape.kv_heads,
+            head_size=shape.head_size,
+            dtype=torch.uint8 if self.kv_dtype in kernels.FORMATS else torch.float32,
+            use_mla=False,
+            sliding_window=None,
+            attention_chunk_size=None,
+        )
+        return engines.called_with(
+            own.get_builder_cls(),
+            kv_cache_spec=spec,
+            layer_names=[layer.layer_name],
+            vllm_config=self.config,
+            device=torch.device("cpu"),
+        )
+
+    def reordered(self, pieces: Sequence[Piece]) -> engines.InputBatch:
+        """Return the batch with decodes first, as every builder of these releases wants it."""
+        batch = engines.InputBatch(sorted(pieces, key=lambda piece: piece.length), self.table)
+        rows = [piece.sequence.blocks for piece in batch.pieces]
+        slots = [slot for piece in batch.pieces for slot in piece.slots(self.shape.block)]
+        self.table.fill(rows, self.shape.columns, slots)
+        return batch
+
+    def metadata(self, batch: engines.InputBatch, common_prefix_len: int) -> list[Any]:
+        """Build the metadata of each layer."""
+        return [
+            builder.build(
+                common_prefix_len=common_prefix_len,
+                common_attn_metadata=self.common(batch, layer),
+            )
+            for layer, builder in zip(self.layers, self.builder, strict=True)
+        ]
+
+    def common(self, batch: engines.InputBatch, layer: Any) -> Any:
+        """Return what builders are told of a step."""
+        utils = importlib.import_module("vllm.v1.attention.backends.utils")
+        query_lens = [piece.length for piece in batch.pieces]
+        starts = engines.int32([0, *accumulate(query_lens)])
+        seq_lens = engines.int32([piece.end for piece in batch.pieces])
+        common = engines.called_with(
+            utils.CommonAttentionMetadata,
+            query_start_loc=starts,
+            query_start_loc_cpu=starts.clone(),
+            seq_lens=seq_lens,
+            seq_lens_cpu=seq_lens.clone(),
+            num_computed_tokens_cpu=seq_lens - engines.int32(query_lens),
+            num_reqs=len(batch.pieces),
+            num_actual_tokens=sum(query_lens),
+            max_query_len=max(query_lens),
+            max_seq_len=int(seq_lens.max()),
+            block_table_tensor=self.table.table,
+            slot_mapping=self.table.slot_mapping_cpu.long(),
+            causal=True,
+            logits_indices_padded=None,
+            num_logits_indices=None,
+            encoder_seq_lens=None,
+        )
+        if not getattr(layer, "use_irope", False):
+            return common
+        chunk = self.config.model_config.attention_chunk_size
+        return utils.make_local_attention_virtual_batches(chunk, common, self.shape.block)
+
+    def forward(self, number: int, pieces: Iterable[Piece], metadata: Any) -> torch.Tensor:
+        """Run a layer with its own metadata."""
+        return super().forward(number, pieces, metadata[number])
+
+
 def flash_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     """Replace FlashAttention's kernels."""
     patch.setattr(module, "flash_attn_varlen_func", formats.flash_attn_varlen, raising=False)
+    patch.setattr(module, "get_scheduler_metadata", lambda **_: None, raising=False)
     patch.setattr(module.ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
 
 
@@ -128,6 +220,13 @@ STAND_INS = {
 }
 
 
+def has_layer_builders() -> bool:
+    """Return whether builders are told of a step by their argument alone."""
+    module = importlib.import_module("vllm.v1.attention.backends.flash_attn")
+    builder = module.FlashAttentionMetadataBuilder
+    return "vllm_config" in inspect.signature(builder.__init__).parameters
+
+
 def new_engine(
     config: Any,
     key: Key,
@@ -146,7 +245,8 @@ def new_engine(
     )
     patch.setattr(torch.cuda, "get_device_properties", lambda *_: paged.PROPERTIES)
     STAND_INS[name](module, patch)
-    return Engine(
+    engine = LayerEngine if has_layer_builders() else Engine
+    return engine(
         name,
         module,
         config,
