@@ -72,7 +72,7 @@ def set_up() -> None:
     torch.set_num_threads(1)
     for module in PRELOADED:
         if importlib.util.find_spec(module.rpartition(".")[0]) is not None:
-            importlib.import_module(module)
+            third_party.import_untuned(module)
     driver.offer_flash_attention()
 
 
