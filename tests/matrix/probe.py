@@ -6,7 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
@@ -156,6 +156,13 @@ def name_of(impl: object) -> str:
     cls = type(impl)
     module = cls.__module__.removeprefix("vllm.").replace("attention.backends.", "")
     return f"{module}.{cls.__qualname__}"
+
+
+def demand(key: Key, impls: Iterable[object]) -> None:
+    """Check that what is to be computed is what was selected."""
+    names = {name_of(impl) for impl in impls}
+    if not names <= set(key.impls):
+        raise LookupError(f"{names} constructed, {key.impls} selected")
 
 
 def probe(folder: Path, model: str, cell: Cell) -> Found:

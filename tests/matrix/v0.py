@@ -13,7 +13,7 @@ from regress import kernels
 from regress.test_chunked_local import Driver, Piece, Shape
 
 from . import formats
-from .probe import Key
+from .probe import Key, demand
 
 MODULES = {"xformers": "XFormersImpl", "flash_attn": "FlashAttentionImpl"}
 """Impls whose kernels are stood in for."""
@@ -64,6 +64,7 @@ def run(
         kinds=tuple(is_chunked for _, is_chunked in layers),
         model_layers=tuple(number for number, _ in layers),
     )
+    demand(key, [layer.impl for layer in driver.layers])
     long, short = driver.sequence(shape.max_len), driver.sequence(shape.max_len)
     first = min(2 * shape.chunk + 1, shape.max_len - 2)
     pieces = [Piece(long, first, is_prefill=True), Piece(short, 3, is_prefill=True)]

@@ -19,7 +19,7 @@ from regress.test_chunked_local import Piece, Shape
 from regress.test_v1_chunked_local import decode, prefill
 
 from . import formats
-from .probe import Key
+from .probe import Key, demand
 
 MODULES = ("flash_attn", "triton_attn", "flashinfer", "flex_attention")
 """Of the impls whose kernels are stood in for."""
@@ -43,6 +43,8 @@ class Engine(engines.Engine):
     """The layers of the model, with a cache in the cell's format."""
 
     kv_dtype: str = "auto"
+    dtype: torch.dtype = torch.float16
+    """The cell's."""
     numbers: tuple[int, ...] = ()
     """Of the layers in the model."""
 
@@ -51,8 +53,16 @@ class Engine(engines.Engine):
         return formats.exact(torch.randn(size, generator=self.random))
 
     def new_layer(self, number: int, is_chunked: bool) -> Any:
-        """Construct a layer as `llama4.py` does."""
-        return tiny_llama4.attention_layer(self.config, self.numbers[number]).attn
+        """Construct a layer as `llama4.py` does, for the cell's dtype: it decides on the impl.
+
+        Everything else is told that the dtype is the one that CPUs compute in.
+        """
+        model = self.config.model_config
+        computed, model.dtype = model.dtype, self.dtype
+        try:
+            return tiny_llama4.attention_layer(self.config, self.numbers[number]).attn
+        finally:
+            model.dtype = computed
 
     def new_cache(self) -> torch.Tensor:
         """Return a cache full of what other sequences left."""
@@ -246,7 +256,7 @@ def new_engine(
     patch.setattr(torch.cuda, "get_device_properties", lambda *_: paged.PROPERTIES)
     STAND_INS[name](module, patch)
     engine = LayerEngine if has_layer_builders() else Engine
-    return engine(
+    made = engine(
         name,
         module,
         config,
@@ -254,7 +264,10 @@ def new_engine(
         kinds=tuple(is_chunked for _, is_chunked in layers),
         numbers=tuple(number for number, _ in layers),
         kv_dtype=key.kv_cache_dtype,
+        dtype=config.model_config.dtype,
     )
+    demand(key, [layer.impl for layer in made.layers])
+    return made
 
 
 def run(
