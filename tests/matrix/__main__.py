@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,10 +77,15 @@ def set_up() -> None:
     driver.offer_flash_attention()
 
 
+def flashinfer(is_installed: bool) -> AbstractContextManager[None]:
+    """Have FlashInfer installed, or not."""
+    return third_party.stubbed(("flashinfer",) if is_installed else ())
+
+
 def select(unit: Unit) -> dict[tuple[Model, Cell], Found]:
     """Probe the cells of a unit, in a process of its own: nothing is remembered of other GPUs."""
     fake_cuda.Device.capability = unit.capability
-    with third_party.stubbed(("flashinfer",) if unit.flashinfer else ()):
+    with flashinfer(unit.flashinfer):
         return {
             (model, cell): probe.probe(unit.folder, model, cell)
             for model in probe.MODELS
@@ -90,7 +96,7 @@ def select(unit: Unit) -> dict[tuple[Model, Cell], Found]:
 def compute(task: tuple[Path, Key, Cell]) -> tuple[Key, Outcome]:
     """Compute what cells of one key answer, in a process of its own."""
     folder, key, cell = task
-    with third_party.stubbed(("flashinfer",)):
+    with flashinfer(cell.row.flashinfer):
         return key, measure.measure(folder, key, cell)
 
 
@@ -121,7 +127,9 @@ def run(folder: Path, backends: Sequence[str], jobs: int) -> dict[tuple[Model, C
         computed = dict(pool.imap(compute, tasks, 1))
         say(f"{len(keys)} computed after {time.monotonic() - start:.0f} s")
     return {
-        (model, cell): limits.judge(cell, one.outcome if one.key is None else computed[one.key])
+        (model, cell): one.outcome
+        if one.key is None
+        else limits.judge(cell, one.dtype, computed[one.key])
         for (model, cell), one in found.items()
     }
 

@@ -8,7 +8,8 @@ from itertools import product
 
 CAPABILITIES = ((7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e5m2")
-DTYPES = ("float16", "bfloat16", "float32")
+DTYPES = ("auto", "float16", "bfloat16", "float32")
+"""`--dtype`. Llama 4 is a model of bfloat16."""
 V1 = ("unset", "0", "1")
 LENGTHS = ("past", "at")
 """`max_model_len`: past the chunk, or just the chunk, where global attention is exact."""

@@ -37,13 +37,13 @@ class Limit:
     constructed_only: bool = False
     """What was computed is known better."""
 
-    def applies(self, cell: Cell, outcome: Outcome) -> bool:
+    def applies(self, cell: Cell, dtype: str, outcome: Outcome) -> bool:
         """Return whether it holds in a cell."""
         return (
             outcome.backend in self.impls
             and cell.capability in self.capabilities
             and cell.kv_cache_dtype in self.kv_cache_dtypes
-            and cell.dtype in self.dtypes
+            and dtype in self.dtypes
             and cell.row.length in self.lengths
             and not (self.constructed_only and outcome.basis == "measured")
         )
@@ -61,6 +61,13 @@ LIMITS = (
         "FlashAttention only supports Ampere GPUs or newer.",
         "flash-attention csrc/flash_attn/flash_api.cpp, mha_varlen_fwd",
         capabilities=below((8, 0)),
+    ),
+    Limit(
+        FLASH_ATTN,
+        "For FP8 input, output must have dtype BF16",
+        "docs/gpu-results.md; flash-attention hopper/flash_api.cpp, mha_fwd",
+        kv_cache_dtypes=frozenset({"fp8", "fp8_e5m2"}),
+        dtypes=frozenset({"float16"}),
     ),
     Limit(
         FLASHINFER,
@@ -92,14 +99,17 @@ LIMITS = (
 )
 
 
-def judge(cell: Cell, outcome: Outcome) -> Outcome:
-    """Return what becomes of a cell on the GPU, given what was found on a CPU."""
+def judge(cell: Cell, dtype: str, outcome: Outcome) -> Outcome:
+    """Return what becomes of a cell on the GPU, given what was found on a CPU.
+
+    `dtype` is what the cell's came to.
+    """
     if outcome.verdict not in ("right", "wrong"):
         return outcome
     for limit in LIMITS:
-        if limit.applies(cell, outcome):
+        if limit.applies(cell, dtype, outcome):
             return _limited(outcome, limit.verdict, limit.message, limit.source)
-    if outcome.backend in XFORMERS and not _xformers_runs(cell):
+    if outcome.backend in XFORMERS and not _xformers_runs(cell, dtype):
         message = "No operator found for `memory_efficient_attention_forward`"
         return _limited(outcome, CRASH, message, "the installed xformers/ops/fmha")
     return outcome
@@ -109,13 +119,13 @@ def _limited(outcome: Outcome, verdict: str, message: str, source: str) -> Outco
     return replace(outcome, verdict=verdict, stage="kernel", message=message, basis=source)
 
 
-def _xformers_runs(cell: Cell) -> bool:
+def _xformers_runs(cell: Cell, dtype: str) -> bool:
     """Return whether one of xformers' kernels for varying lengths takes the dtype on the GPU."""
     for name in ("flash", "cutlass"):
         kernel = importlib.import_module(f"xformers.ops.fmha.{name}").FwOp
         newest = getattr(kernel, "CUDA_MAXIMUM_COMPUTE_CAPABILITY", None)
         dtypes = {str(dtype).removeprefix("torch.") for dtype in kernel.SUPPORTED_DTYPES}
         is_new_enough = cell.capability >= kernel.CUDA_MINIMUM_COMPUTE_CAPABILITY
-        if is_new_enough and (newest is None or cell.capability <= newest) and cell.dtype in dtypes:
+        if is_new_enough and (newest is None or cell.capability <= newest) and dtype in dtypes:
             return True
     return False

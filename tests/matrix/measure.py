@@ -6,13 +6,14 @@ is stood in for; where there is no stand-in, the impl's answer is known from `li
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from regress import tiny_llama4
-from regress.test_chunked_local import Shape
+from regress.driver import Shape
 
 from . import probe, v0, v1
 from .cells import Cell
@@ -44,6 +45,8 @@ def measure(folder: Path, key: probe.Key, cell: Cell) -> Outcome:
     if error is None:
         return Outcome(RIGHT, key.engine, key.backend, basis="measured")
     if not is_wrong(error):
+        if is_ours(error):
+            raise error
         return of_error(error, "kernel", key.engine)
     global_layers = [layer for layer in engine.LAYERS if not layer[1]]
     which = "chunked" if _run(folder, key, cell, global_layers) is None else "all"
@@ -59,11 +62,25 @@ def _run(
     with probe.environment(cell), pytest.MonkeyPatch.context() as patch:
         config = probe.engine_config(folder, "llama4", cell)
         config.compilation_config.static_forward_context.clear()
+        shape = shape_of(key)
+        # Of the model, as layers since 0.10.1 read it.
+        config.model_config.hf_config.text_config.attention_chunk_size = shape.chunk
         try:
-            engine.run(config, key, shape_of(key), patch, layers)
+            engine.run(config, key, shape, patch, layers)
         except Exception as error:
             return error
     return None
+
+
+NO_GPU = re.compile(r"NVIDIA driver|not implemented for '\w+'|not compiled with CUDA")
+"""What torch says on a machine without a GPU, and on none with one."""
+
+
+def is_ours(error: Exception) -> bool:
+    """Return whether it is the stand-ins that an error is about: not a result, but a fault here."""
+    if isinstance(error, (TypeError, AttributeError, NameError, ImportError)):
+        return True
+    return isinstance(error, RuntimeError) and NO_GPU.search(str(error)) is not None
 
 
 def is_wrong(error: Exception) -> bool:

@@ -25,12 +25,16 @@ REFUSALS = (ValueError, NotImplementedError, RuntimeError, ImportError)
 REMEDY = re.compile(r"\b(use|set|unset|remove|reduce|lower|install|pass|choose|try)\b", re.I)
 """A message that tells what to do has one of these verbs. `VLLM_USE_V1` is none of them."""
 
+OURS = "This model attends within chunks"
+WORKS = re.compile(r"What works instead: [^.]")
+"""How the overlay's own refusal begins, and what has to be in it."""
+
 _NOISE = (
     (re.compile(r"0x[0-9a-f]{6,}"), "0x…"),
     (re.compile(r"(?<![\w:/.])/\S*/(?=[\w.-]+)"), ""),
     (re.compile(r"\s+"), " "),
 )
-LONGEST = 400
+LONGEST = 2000
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ def place_of(error: BaseException) -> str:
     return f"{Path(frame.filename).name}, {frame.name}: {frame.line}"
 
 
+def names_way_out(message: str) -> bool:
+    """Return whether a refusal says what to do."""
+    return bool((WORKS if message.startswith(OURS) else REMEDY).search(message))
+
+
 def of_error(error: BaseException, stage: str, engine: str = "") -> Outcome:
     """Judge an exception by its type, its stage and whether it names a way out."""
     message = text_of(error)
@@ -72,6 +81,6 @@ def of_error(error: BaseException, stage: str, engine: str = "") -> Outcome:
         message = f"{type(error).__name__}: {message or place_of(error)}"
         return Outcome(CRASH, engine, stage=stage, message=message)
     verdict = WORKER_REFUSED if engine == "v1" and stage != "config" else UNEXPLAINED
-    if REMEDY.search(message):
+    if names_way_out(message):
         verdict = EXPLAINED
     return Outcome(verdict, engine, stage=stage, message=message)

@@ -6,6 +6,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class Found:
 
     outcome: Outcome
     key: Key | None = None
+    dtype: str = ""
+    """What the cell's came to, if it got so far."""
 
 
 def backend_names() -> list[str]:
@@ -87,11 +90,19 @@ def write_models(folder: Path) -> None:
     tiny_llama4.register_in_process("LlamaForCausalLM", models + "llama")
 
 
+def forget_choice() -> None:
+    """Have no engine before this one, whose choice a patched release would take back."""
+    name = "vllm.engine.chunked_local_selection"
+    if name in sys.modules:
+        sys.modules[name]._chosen.clear()
+
+
 @contextmanager
 def environment(cell: Cell) -> Iterator[None]:
     """Set the cell's variables and GPU; forget what was chosen before."""
     selector = importlib.import_module("vllm.attention.selector")
     selector._cached_get_attn_backend.cache_clear()
+    forget_choice()
     fake_cuda.Device.capability = cell.capability
     for name in VARIABLES:
         os.environ.pop(name, None)
@@ -115,8 +126,12 @@ def engine_config(folder: Path, model: str, cell: Cell) -> Any:
 
 def check_dtype(engine: str, dtype: torch.dtype) -> None:
     """Have the worker ask, as it does first of all, whether the GPU has the dtype."""
-    module = "vllm.v1.worker.gpu_worker" if engine == "v1" else "vllm.worker.worker"
-    importlib.import_module(module)._check_if_gpu_supports_dtype(dtype)
+    name = "vllm.v1.worker.gpu_worker" if engine == "v1" else "vllm.worker.worker"
+    module = importlib.import_module(name)
+    if hasattr(module, "_check_if_gpu_supports_dtype"):
+        module._check_if_gpu_supports_dtype(dtype)
+    else:
+        module.current_platform.check_if_supports_dtype(dtype)
 
 
 def control_layer(config: Any) -> Any:
@@ -190,4 +205,5 @@ def _construct(config: Any, model: str, cell: Cell) -> Found:
         return Found(Outcome(SELECTED, engine, impls[0], basis=f"blocks of {block_size}"))
     version = flash_attn_version()
     key = Key(engine, impls, cell.kv_cache_dtype, cell.row.length, block_size, version)
-    return Found(Outcome("", engine, impls[0]), key)
+    dtype = str(config.model_config.dtype).removeprefix("torch.")
+    return Found(Outcome("", engine, impls[0]), key, dtype)

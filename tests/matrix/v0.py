@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from regress import kernels
-from regress.test_chunked_local import Driver, Piece, Shape
+from regress.driver import Driver, Piece, Shape
 
 from . import formats
 from .probe import Key, demand

@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 import torch
 
-from regress import kernels, paged, tiny_llama4
-from regress import test_v1_chunked_local as engines
+from regress import kernels, paged, tiny_llama4, v1_driver
+from regress.driver import Piece, Shape
 from regress.expected import BY_KEY
-from regress.test_chunked_local import Piece, Shape
-from regress.test_v1_chunked_local import decode, prefill
+from regress.v1_driver import STAND_INS as PLAIN
+from regress.v1_driver import decode, prefill
 
 from . import formats
 from .probe import Key, demand
 
-MODULES = ("flash_attn", "triton_attn", "flashinfer", "flex_attention")
+MODULES = (
+    "flash_attn", "triton_attn", "flashinfer", "flex_attention", "tree_attn", "xformers",
+)  # fmt: skip
 """Of the impls whose kernels are stood in for."""
 
 LAYERS = ((0, True), (3, False), (1, True))
@@ -39,7 +41,7 @@ def can_run(key: Key) -> bool:
 
 
 @dataclass
-class Engine(engines.Engine):
+class Engine(v1_driver.Engine):
     """The layers of the model, with a cache in the cell's format."""
 
     kv_dtype: str = "auto"
@@ -87,7 +89,7 @@ class LayerEngine(Engine):
         own = layer.get_attn_backend() if hasattr(layer, "get_attn_backend") else backend
         interface = importlib.import_module("vllm.v1.kv_cache_interface")
         shape = self.shape
-        spec = engines.called_with(
+        spec = v1_driver.called_with(
             interface.FullAttentionSpec,
             block_size=shape.block,
             num_kv_heads=shape.kv_heads,
@@ -97,7 +99,7 @@ class LayerEngine(Engine):
             sliding_window=None,
             attention_chunk_size=None,
         )
-        return engines.called_with(
+        return v1_driver.called_with(
             own.get_builder_cls(),
             kv_cache_spec=spec,
             layer_names=[layer.layer_name],
@@ -105,15 +107,15 @@ class LayerEngine(Engine):
             device=torch.device("cpu"),
         )
 
-    def reordered(self, pieces: Sequence[Piece]) -> engines.InputBatch:
+    def reordered(self, pieces: Sequence[Piece]) -> v1_driver.InputBatch:
         """Return the batch with decodes first, as every builder of these releases wants it."""
-        batch = engines.InputBatch(sorted(pieces, key=lambda piece: piece.length), self.table)
+        batch = v1_driver.InputBatch(sorted(pieces, key=lambda piece: piece.length), self.table)
         rows = [piece.sequence.blocks for piece in batch.pieces]
         slots = [slot for piece in batch.pieces for slot in piece.slots(self.shape.block)]
         self.table.fill(rows, self.shape.columns, slots)
         return batch
 
-    def metadata(self, batch: engines.InputBatch, common_prefix_len: int) -> list[Any]:
+    def metadata(self, batch: v1_driver.InputBatch, common_prefix_len: int) -> list[Any]:
         """Build the metadata of each layer."""
         return [
             builder.build(
@@ -123,19 +125,19 @@ class LayerEngine(Engine):
             for layer, builder in zip(self.layers, self.builder, strict=True)
         ]
 
-    def common(self, batch: engines.InputBatch, layer: Any) -> Any:
+    def common(self, batch: v1_driver.InputBatch, layer: Any) -> Any:
         """Return what builders are told of a step."""
         utils = importlib.import_module("vllm.v1.attention.backends.utils")
         query_lens = [piece.length for piece in batch.pieces]
-        starts = engines.int32([0, *accumulate(query_lens)])
-        seq_lens = engines.int32([piece.end for piece in batch.pieces])
-        common = engines.called_with(
+        starts = v1_driver.int32([0, *accumulate(query_lens)])
+        seq_lens = v1_driver.int32([piece.end for piece in batch.pieces])
+        common = v1_driver.called_with(
             utils.CommonAttentionMetadata,
             query_start_loc=starts,
             query_start_loc_cpu=starts.clone(),
             seq_lens=seq_lens,
             seq_lens_cpu=seq_lens.clone(),
-            num_computed_tokens_cpu=seq_lens - engines.int32(query_lens),
+            num_computed_tokens_cpu=seq_lens - v1_driver.int32(query_lens),
             num_reqs=len(batch.pieces),
             num_actual_tokens=sum(query_lens),
             max_query_len=max(query_lens),
@@ -196,6 +198,16 @@ def chunked_prefill_paged_decode(
     )
 
 
+WIDE_BLOCKS = "Block size must be at least 32 for fp8"
+"""What the function around Triton's kernel says since 0.9.0."""
+
+
+def wide_blocks_varlen(**arguments: Any) -> torch.Tensor:
+    """Insist on blocks as wide as Triton wants for 8 bits."""
+    assert arguments["q"].element_size() >= 2 or arguments["v"].shape[1] >= 32, WIDE_BLOCKS
+    return formats.flash_attn_varlen(**arguments)
+
+
 def triton_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     """Replace what stands around Triton's kernels."""
     ops = importlib.import_module("vllm._custom_ops")
@@ -203,18 +215,56 @@ def triton_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
     name = "chunked_prefill_paged_decode"
     patch.setattr(module, name, chunked_prefill_paged_decode, raising=False)
-    patch.setattr(module, "unified_attention", formats.flash_attn_varlen, raising=False)
+    if hasattr(module, "unified_attention"):
+        stand_in = formats.flash_attn_varlen
+        if WIDE_BLOCKS in inspect.getsource(module.unified_attention):
+            stand_in = wide_blocks_varlen
+        patch.setattr(module, "unified_attention", stand_in)
+
+
+def tree_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
+    """Replace Triton's kernels. The tree of no speculation is causal attention."""
+    patch.setattr(module, "unified_attention", formats.flash_attn_varlen)
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_bias: Any,
+    p: float,
+    scale: float,
+) -> torch.Tensor:
+    """Return attention [1, tokens, KV heads, queries per KV head, head size], a token a row.
+
+    All blocks of the cache come one after the other in `key` and `value`, in a shape like that.
+    """
+    assert p == 0.0
+    caches = [cache[0, :, :, 0].unflatten(0, (-1, attn_bias.page_size)) for cache in (key, value)]
+    answers = []
+    for row, length in enumerate(attn_bias.k_seqinfo.seqlen_py):
+        rows = [kernels.rows_of(cache, attn_bias.block_tables[row], length) for cache in caches]
+        one = query[:, row].flatten(1, 2)
+        answers.append(kernels.attend(one, *rows, scale).view_as(query[:, row]))
+    return torch.stack(answers, 1)
+
+
+def xformers(module: Any, patch: pytest.MonkeyPatch) -> None:
+    """Replace Triton's kernels, and that of xformers, which decodes."""
+    patch.setattr(module, "unified_attention", formats.flash_attn_varlen)
+    patch.setattr(module.xops, "memory_efficient_attention_forward", paged_attention)
 
 
 def flashinfer(module: Any, patch: pytest.MonkeyPatch) -> None:
-    """Replace FlashInfer."""
-    for name, stand_in in engines.STAND_INS["flashinfer"].items():
+    """Replace FlashInfer, and keep what it plans in memory that needs no driver."""
+    patch.setattr(module, "is_pin_memory_available", lambda: False, raising=False)
+    for name, stand_in in PLAIN["flashinfer"].items():
         patch.setattr(module, name, stand_in)
 
 
 def flex_attention(module: Any, patch: pytest.MonkeyPatch) -> None:
     """Replace FlexAttention's compiled kernel, and make block masks on the CPU."""
-    for name, stand_in in engines.STAND_INS["flex_attention"].items():
+    for name, stand_in in PLAIN["flex_attention"].items():
         patch.setattr(module, name, stand_in)
     create = importlib.import_module("torch.nn.attention.flex_attention").create_block_mask
     on_cpu = tuple("cpu" if default == "cuda" else default for default in create.__defaults__)
@@ -227,6 +277,8 @@ STAND_INS = {
     "triton_attn": triton_attn,
     "flashinfer": flashinfer,
     "flex_attention": flex_attention,
+    "tree_attn": tree_attn,
+    "xformers": xformers,
 }
 
 
@@ -250,7 +302,7 @@ def new_engine(
     patch.setattr(
         torch.ops._C_cache_ops,
         "reshape_and_cache_flash",
-        kernels.reshape_and_cache_flash if name != "flashinfer" else paged.reshape_and_cache,
+        kernels.reshape_and_cache_flash,
         raising=False,
     )
     patch.setattr(torch.cuda, "get_device_properties", lambda *_: paged.PROPERTIES)
@@ -286,3 +338,9 @@ def run(
     engine.step(prefill(long, rest), decode(short))
     for _ in range(2):
         engine.step(decode(long), decode(short))
+    if key.length == "past":
+        # A boundary cuts one token off the next part of a prompt, before another prompt's.
+        chunk = shape.chunk
+        one, other = engine.sequence(shape.max_len), engine.sequence(shape.max_len)
+        engine.step(prefill(one, chunk - 5), prefill(other, chunk - 1))
+        engine.step(decode(short), prefill(one, 6), prefill(other, chunk))

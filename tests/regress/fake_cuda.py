@@ -39,7 +39,7 @@ class Device:
 
     capability: tuple[int, int] = (8, 0)
     total_memory = 24 << 30
-    name = "fake GPU"
+    name = "made-up"
     properties = SimpleNamespace(name=name, total_memory=total_memory, gcnArchName="gfx90a")
 
 

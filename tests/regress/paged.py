@@ -63,14 +63,18 @@ class Plan:
         assert all(1 <= length <= self.page_size for length in self.last_page_len)
 
     def attend(self, query: torch.Tensor, cache: torch.Tensor) -> Partial:
-        """Return what the kernel computes from a cache [pages, 2, page size, heads, head size]."""
+        """Return what the kernel computes from a cache [pages, 2, page size, heads, head size].
+
+        One of 8 bits is read in the type that it is viewed as.
+        """
+        cache = cache.float()
         assert cache.shape[1:] == (2, self.page_size, self.kv_heads, self.head_size)
         assert query.shape == (self.starts[-1], self.heads, self.head_size)
         answers = []
         for row, (start, end) in enumerate(pairwise(self.starts)):
             pages = self.pages[self.page_starts[row] : self.page_starts[row + 1]]
             length = (len(pages) - 1) * self.page_size + self.last_page_len[row]
-            key, value = cache[pages].transpose(0, 1).flatten(1, 2)[:, :length].float()
+            key, value = cache[pages].transpose(0, 1).flatten(1, 2)[:, :length]
             assert not self.causal or end - start <= length
             answers.append(attend(query[start:end].float(), key, value, self.scale, self.causal))
         return torch.cat([answer for answer, _ in answers]), torch.cat([lse for _, lse in answers])
@@ -80,8 +84,9 @@ class _Wrapper:
     """What both wrappers share: the attributes that the impl asserts on."""
 
     def __init__(self, workspace: torch.Tensor, kv_layout: str, **_: Any) -> None:
-        assert kv_layout == "NHD"
+        assert kv_layout in ("NHD", "HND")
         assert workspace.dtype == torch.uint8
+        self.kv_layout = kv_layout
         self.planned: Plan | None = None
 
     def _set(self, plan: Plan, window_left: int, logits_soft_cap: float | None) -> None:
@@ -101,7 +106,8 @@ class _Wrapper:
     ) -> torch.Tensor:
         assert k_scale == v_scale == 1.0
         assert self.planned is not None
-        out.copy_(self.planned.attend(query, cache)[0])
+        pages = cache if self.kv_layout == "NHD" else cache.transpose(2, 3)
+        out.copy_(self.planned.attend(query, pages)[0])
         return out
 
 
@@ -129,20 +135,29 @@ class PrefillWrapper(_Wrapper):
 class DecodeWrapper(_Wrapper):
     """In place of `flashinfer.BatchDecodeWithPagedKVCacheWrapper`: one query a row."""
 
+    is_cuda_graph_enabled = False
+
     def plan(
         self,
         indptr: torch.Tensor,
         indices: torch.Tensor,
         last_page_len: torch.Tensor,
-        *shape: int,
+        num_qo_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        page_size: int,
         pos_encoding_mode: str = "NONE",
-        sm_scale: float,
         window_left: int = -1,
         logits_soft_cap: float | None = None,
-        q_data_type: torch.dtype,
-        kv_data_type: torch.dtype,
+        q_data_type: torch.dtype = torch.float16,
+        kv_data_type: torch.dtype | None = None,
+        data_type: torch.dtype | None = None,
+        sm_scale: float | None = None,
+        *_: Any,
     ) -> None:
         assert pos_encoding_mode == "NONE"
+        assert sm_scale is not None
+        shape = num_qo_heads, num_kv_heads, head_dim, page_size
         one_each = torch.arange(len(indptr), dtype=torch.int32)
         plan = Plan(one_each, indptr, indices, last_page_len, shape, False, sm_scale)
         self._set(plan, window_left, logits_soft_cap)

@@ -1,21 +1,17 @@
 """V1 backends whose impls take `use_irope`: chunked layers attend within their chunk.
 
-The real metadata builder plans each step for the layers that the attention layer constructs, as
-the model runner has it do: it may reorder the batch, and its metadata serves all the layers.
-FlashInfer is not there and its kernels have no form for CPUs: plain torch, fed by what is planned,
-stands in for them (`paged.py`), and for FlexAttention's compiled kernel. The reference is dense.
+`v1_driver.py` is the engine around them. FlashInfer is not there and its kernels have no form for
+CPUs: plain torch, fed by what is planned, stands in for them (`paged.py`), and for FlexAttention's
+compiled kernel. The reference is dense.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from types import SimpleNamespace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,9 +19,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from . import kernels, paged, tiny_llama4
+from . import kernels, paged
 from .drawn import examples, lengths, shapes
-from .driver import Piece, Request, Shape, check_layer
+from .driver import Piece, Shape
 from .expected import (
     BY_KEY,
     CHUNKS_IGNORED_ERROR,
@@ -33,6 +29,7 @@ from .expected import (
     V1_CHUNKED,
 )
 from .releases import in_order, installed_release
+from .v1_driver import STAND_INS, Engine, decode, prefill
 
 RELEASE = installed_release()
 
@@ -65,249 +62,6 @@ def for_backends(*backends: str, rejects_only: bool = False) -> pytest.MarkDecor
 
 
 SHAPE = Shape(chunk=32, block=16, heads=4, kv_heads=2, max_len=112, head_size=64)
-
-
-# The engine around the layers.
-
-
-def prefill(sequence: Request, length: int) -> Piece:
-    return Piece(sequence, length, is_prefill=True)
-
-
-def decode(sequence: Request) -> Piece:
-    return Piece(sequence, 1, is_prefill=False)
-
-
-class Table:
-    """The block table, one object for good, as builders see it."""
-
-    table: torch.Tensor
-    slot_mapping_cpu: torch.Tensor
-    slot_mapping: torch.Tensor
-
-    def fill(self, rows: Sequence[Sequence[int]], columns: int, slots: Sequence[int]) -> None:
-        self.table = torch.zeros(len(rows), columns, dtype=torch.int32)
-        for row, blocks in zip(self.table, rows, strict=True):
-            row[: len(blocks)] = torch.tensor(blocks)
-        self.slot_mapping_cpu = int32(slots)
-        self.slot_mapping = torch.zeros(len(slots), dtype=torch.int64)
-
-    def get_device_tensor(self) -> torch.Tensor:
-        return self.table
-
-
-class InputBatch:
-    """The requests of a step, in the order that the builder wants them in."""
-
-    def __init__(self, pieces: Sequence[Piece], block_table: Table) -> None:
-        self.pieces, self.block_table = list(pieces), block_table
-
-    @property
-    def req_ids(self) -> list[str]:
-        return [str(id(piece)) for piece in self.pieces]
-
-    @property
-    def num_computed_tokens_cpu(self) -> Any:
-        return int32([piece.sequence.computed for piece in self.pieces]).numpy()
-
-    def swap_states(self, one: int, other: int) -> None:
-        self.pieces[one], self.pieces[other] = self.pieces[other], self.pieces[one]
-
-
-def int32(values: Sequence[int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)
-
-
-def called_with(function: Callable[..., Any], **known: Any) -> Any:
-    """Call `function` with those of the known arguments that it takes in this release."""
-    return function(**{name: known[name] for name in inspect.signature(function).parameters})
-
-
-@dataclass
-class Engine:
-    """The layers of one backend, their caches, and the builder of their metadata."""
-
-    backend: str
-    module: Any
-    config: Any
-    shape: Shape
-    kinds: tuple[bool, ...] = (True, False, True, True)
-    """Which layers are chunked."""
-    layers: list[Any] = field(default_factory=list)
-    caches: list[torch.Tensor] = field(default_factory=list)
-    free_blocks: list[int] = field(default_factory=list)
-    table: Table = field(default_factory=Table)
-
-    def __post_init__(self) -> None:
-        model, shape = self.config.model_config, self.shape
-        model.attention_chunk_size, model.max_model_len = shape.chunk, shape.max_len
-        model.dtype = torch.float32
-        self.config.cache_config.block_size = shape.block
-        self.config.cache_config.num_gpu_blocks = self.total_blocks
-        self.config.compilation_config.static_forward_context.clear()
-        # The order of the blocks is no sequence's.
-        order = torch.randperm(self.total_blocks - 1, generator=self.random) + 1
-        self.free_blocks = order.tolist()
-        with tiny_llama4.loading(self.config):
-            self.layers = [self.new_layer(*kind) for kind in enumerate(self.kinds)]
-            self.builder = self.new_builder()
-        self.caches = [self.new_cache() for _ in self.layers]
-
-    @functools.cached_property
-    def random(self) -> torch.Generator:
-        return torch.Generator().manual_seed(0)
-
-    @property
-    def total_blocks(self) -> int:
-        # Block 0 is what padding points to.
-        return 4 * self.shape.columns + 1
-
-    def normal(self, *size: int) -> torch.Tensor:
-        return torch.randn(size, generator=self.random)
-
-    def new_layer(self, number: int, is_chunked: bool) -> Any:
-        shape = self.shape
-        return importlib.import_module("vllm.attention").Attention(
-            shape.heads,
-            shape.head_size,
-            shape.head_size**-0.5,
-            num_kv_heads=shape.kv_heads,
-            cache_config=self.config.cache_config,
-            prefix=f"model.layers.{number}.self_attn.attn",
-            use_irope=is_chunked,
-        )
-
-    @functools.cached_property
-    def runner(self) -> SimpleNamespace:
-        """What builders ask of the model runner."""
-        shape, model = self.shape, self.config.model_config
-        return SimpleNamespace(
-            vllm_config=self.config,
-            model_config=model,
-            parallel_config=self.config.parallel_config,
-            cache_config=self.config.cache_config,
-            attention_chunk_size=model.attention_chunk_size,
-            device=torch.device("cpu"),
-            dtype=torch.float32,
-            kv_cache_dtype=torch.float32,
-            block_size=shape.block,
-            num_query_heads=shape.heads,
-            num_kv_heads=shape.kv_heads,
-            head_size=shape.head_size,
-        )
-
-    def new_builder(self) -> Any:
-        shape = self.shape
-        spec = SimpleNamespace(
-            block_size=shape.block,
-            num_kv_heads=shape.kv_heads,
-            head_size=shape.head_size,
-            dtype=torch.float32,
-        )
-        cls = getattr(self.module, BY_KEY[f"v1-{self.backend}"].backend).get_builder_cls()
-        return called_with(cls, runner=self.runner, kv_cache_spec=spec, block_table=self.table)
-
-    def new_cache(self) -> torch.Tensor:
-        """Return a cache full of what other sequences left, which must not be looked at."""
-        backend = getattr(self.module, BY_KEY[f"v1-{self.backend}"].backend)
-        shape = self.shape
-        sizes = (self.total_blocks, shape.block, shape.kv_heads, shape.head_size)
-        return 30 * self.normal(*backend.get_kv_cache_shape(*sizes))
-
-    def sequence(self, length: int, after: Request | None = None, shared: int = 0) -> Request:
-        """Return a new sequence, its first tokens, if any are shared, those of another one."""
-        shape = self.shape
-        assert length <= shape.max_len
-        assert shared % shape.block == 0
-        count = -(-length // shape.block)
-        blocks, self.free_blocks = self.free_blocks[:count], self.free_blocks[count:]
-        assert len(blocks) == count
-        new = Request(
-            blocks=blocks,
-            query=self.normal(length, shape.heads, shape.head_size),
-            key=self.normal(length, shape.kv_heads, shape.head_size),
-            value=self.normal(length, shape.kv_heads, shape.head_size),
-        )
-        if after is not None:
-            new.blocks[: shared // shape.block] = after.blocks[: shared // shape.block]
-            for name in ("query", "key", "value"):
-                getattr(new, name)[:shared] = getattr(after, name)[:shared]
-        return new
-
-    def cache_of(self, number: int) -> Iterator[torch.Tensor]:
-        """Return the keys and the values of a layer's cache."""
-        cache = self.caches[number]
-        return iter(cache.unbind(0 if cache.shape[0] == 2 else 1))
-
-    def fill_cache(self, sequence: Request, length: int) -> None:
-        """Compute the first tokens of a sequence, as some step before did."""
-        slots = torch.tensor(prefill(sequence, length).slots(self.shape.block))
-        for number in range(len(self.layers)):
-            key, value = sequence.key[:length], sequence.value[:length]
-            kernels.reshape_and_cache_flash(key, value, *self.cache_of(number), slots)
-        sequence.computed = length
-
-    def reordered(self, pieces: Sequence[Piece]) -> InputBatch:
-        """Return a step's batch in the order that the builder wants, the block table filled."""
-        batch = InputBatch(pieces, self.table)
-        lens = {str(id(piece)): piece.length for piece in pieces}
-        self.builder.reorder_batch(batch, SimpleNamespace(num_scheduled_tokens=lens))
-        rows = [piece.sequence.blocks for piece in batch.pieces]
-        slots = [slot for piece in batch.pieces for slot in piece.slots(self.shape.block)]
-        self.table.fill(rows, self.shape.columns, slots)
-        return batch
-
-    def metadata(self, batch: InputBatch, common_prefix_len: int) -> Any:
-        """Have the builder build the metadata of a step, as the model runner does."""
-        query_lens = [piece.length for piece in batch.pieces]
-        starts = int32([0, *accumulate(query_lens)])
-        seq_lens = int32([piece.end for piece in batch.pieces])
-        vars(self.runner).update(
-            query_start_loc_np=starts.numpy(),
-            query_start_loc_cpu=starts,
-            seq_lens_np=seq_lens.numpy(),
-            seq_lens_cpu=seq_lens,
-            slot_mapping_cpu=self.table.slot_mapping_cpu,
-            input_batch=batch,
-        )
-        common = {
-            "query_start_loc": starts.clone(),
-            "seq_lens": seq_lens.clone(),
-            "num_reqs": len(batch.pieces),
-            "num_actual_tokens": sum(query_lens),
-            "max_query_len": max(query_lens),
-        }
-        return called_with(
-            self.builder.build,
-            **common,
-            common_prefix_len=common_prefix_len,
-            common_attn_metadata=SimpleNamespace(**common),
-        )
-
-    def forward(self, number: int, pieces: Iterable[Piece], metadata: Any) -> torch.Tensor:
-        """Run a layer; a few rows of padding, as for a CUDA graph, come after the tokens."""
-        layer, shape = self.layers[number], self.shape
-
-        def stacked(name: str) -> torch.Tensor:
-            parts = [getattr(piece.sequence, name)[piece.tokens] for piece in pieces]
-            return torch.cat([*parts, parts[0].new_full((3, *parts[0].shape[1:]), 30.0)])
-
-        query, key, value = map(stacked, ("query", "key", "value"))
-        output = torch.full_like(query, torch.nan)
-        answer = layer.impl.forward(layer, query, key, value, self.caches[number], metadata, output)
-        return answer.view(-1, shape.heads, shape.head_size)
-
-    def step(self, *pieces: Piece, common_prefix_len: int = 0) -> Any:
-        """Run one batch through all the layers and compare each answer with the reference."""
-        batch = self.reordered(pieces)
-        metadata = self.metadata(batch, common_prefix_len)
-        for number, is_chunked in enumerate(self.kinds):
-            answer = self.forward(number, batch.pieces, metadata)
-            chunk = self.shape.chunk if is_chunked else None
-            check_layer(number, answer, batch.pieces, self.shape, chunk)
-        for piece in batch.pieces:
-            piece.sequence.computed = piece.end
-        return metadata
 
 
 NewEngine = Callable[..., Engine]
@@ -353,13 +107,6 @@ def new_engine(
         return Engine(backend, *prepared(backend), shape, **options)
 
     return new
-
-
-STAND_INS: dict[str, dict[str, Any]] = {
-    # The workspace is what kernels use among themselves.
-    "flashinfer": {**paged.FLASHINFER, "FLASHINFER_WORKSPACE_BUFFER_SIZE": 1},
-    "flex_attention": {"flex_attention_compiled": paged.flex_attention},
-}
 
 
 # Batches that matter by themselves.
