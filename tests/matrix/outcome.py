@@ -29,10 +29,17 @@ OURS = "This model attends within chunks"
 WORKS = re.compile(r"What works instead: [^.]")
 """How the overlay's own refusal begins, and what has to be in it."""
 
+SETTINGS = "{settings}"
+LENGTH = "{max_model_len}"
+"""Stand for what the cell is, in a message."""
+
 _NOISE = (
     (re.compile(r"0x[0-9a-f]{6,}"), "0x…"),
     (re.compile(r"(?<![\w:/.])/\S*/(?=[\w.-]+)"), ""),
     (re.compile(r"\s+"), " "),
+    # What only says again which cell it is, so that cells refused for one reason have one outcome.
+    (re.compile(r"(?<=With )--kv-cache-dtype .*(?=, no engine and attention backend)"), SETTINGS),
+    (re.compile(r"(?<=can do that up to --max-model-len )\d+"), LENGTH),
 )
 LONGEST = 2000
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import logging
 import os
+import pickle
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -41,7 +43,8 @@ class Key:
     length: str
     block_size: int
     flash_attn: int | None
-    """Version of FlashAttention for the GPU: other backends borrow its metadata builder."""
+    """Version of FlashAttention for the GPU, where it matters: V1 Triton has borrowed its metadata
+    builder."""
 
     @property
     def backend(self) -> str:
@@ -68,10 +71,22 @@ def backend_names() -> list[str]:
 def speed_up() -> None:
     """Leave out what costs most of an engine's config and decides nothing.
 
-    Transformers formats each config for a log line that is not written, and vLLM looks up the
-    versions of packages again and again.
+    Transformers formats each config for a log line that is not written; vLLM looks up the versions
+    of packages, and reads the same two configs, again and again.
     """
     from transformers import PretrainedConfig
+
+    logging.disable()
+    config = importlib.import_module("vllm.config")
+    get_config = config.get_config
+    read = functools.cache(lambda *given, **options: pickle.dumps(get_config(*given, **options)))
+
+    def read_once(*arguments: Any, **options: Any) -> Any:
+        hashable = {name: value for name, value in options.items() if not isinstance(value, dict)}
+        assert not any(value for name, value in options.items() if name not in hashable), options
+        return pickle.loads(read(*arguments, **hashable))
+
+    setattr(config, "get_config", read_once)  # noqa: B010
 
     setattr(PretrainedConfig, "__repr__", object.__repr__)  # noqa: B010
     version = functools.cache(metadata.version)
@@ -203,7 +218,8 @@ def _construct(config: Any, model: str, cell: Cell) -> Found:
     block_size = config.cache_config.block_size
     if model == "control":
         return Found(Outcome(SELECTED, engine, impls[0], basis=f"blocks of {block_size}"))
-    version = flash_attn_version()
+    borrows = any(name in impls[0] for name in ("flash_attn", "triton_attn"))
+    version = flash_attn_version() if borrows else None
     key = Key(engine, impls, cell.kv_cache_dtype, cell.row.length, block_size, version)
     dtype = str(config.model_config.dtype).removeprefix("torch.")
     return Found(Outcome("", engine, impls[0]), key, dtype)

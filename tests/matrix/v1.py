@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -215,11 +216,15 @@ def triton_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
     name = "chunked_prefill_paged_decode"
     patch.setattr(module, name, chunked_prefill_paged_decode, raising=False)
-    if hasattr(module, "unified_attention"):
-        stand_in = formats.flash_attn_varlen
-        if WIDE_BLOCKS in inspect.getsource(module.unified_attention):
-            stand_in = wide_blocks_varlen
-        patch.setattr(module, "unified_attention", stand_in)
+    unified = "vllm.attention.ops.triton_unified_attention"
+    if importlib.util.find_spec(unified) is None:
+        return
+    kernels_module = importlib.import_module(unified)
+    has_demand = WIDE_BLOCKS in inspect.getsource(kernels_module.unified_attention)
+    stand_in = wide_blocks_varlen if has_demand else formats.flash_attn_varlen
+    # Impls import it with their module, or since 0.10.0 when they are constructed.
+    for user in (kernels_module, module):
+        patch.setattr(user, "unified_attention", stand_in, raising=user is kernels_module)
 
 
 def tree_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
@@ -243,9 +248,10 @@ def paged_attention(
     caches = [cache[0, :, :, 0].unflatten(0, (-1, attn_bias.page_size)) for cache in (key, value)]
     answers = []
     for row, length in enumerate(attn_bias.k_seqinfo.seqlen_py):
-        rows = [kernels.rows_of(cache, attn_bias.block_tables[row], length) for cache in caches]
+        table = attn_bias.block_tables[row]
+        keys, values = (kernels.rows_of(cache, table, length) for cache in caches)
         one = query[:, row].flatten(1, 2)
-        answers.append(kernels.attend(one, *rows, scale).view_as(query[:, row]))
+        answers.append(kernels.attend(one, keys, values, scale).view_as(query[:, row]))
     return torch.stack(answers, 1)
 
 

@@ -6,6 +6,7 @@ in a form that is small and shows well in a diff, and compares the stock release
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import re
@@ -13,7 +14,7 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
@@ -36,6 +37,8 @@ from overlay.versions import Release
 from overlay.workspace import Workspace
 
 SCHEMA = 1
+#: Value of a variable that nobody has set.
+UNSET = "unset"
 #: Folder of the results, in the project.
 FOLDER = "matrix"
 #: What tests/matrix needs beside the wheel.
@@ -51,6 +54,8 @@ Verdict = Literal[
 ]  # fmt: skip
 #: What no cell of a patched release may come to.
 FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
+#: Stand in a message for what the cell is.
+SETTINGS, LENGTH = "{settings}", "{max_model_len}"
 #: A cell's row and place in the row, in the order of the file.
 Runs = Annotated[str, StringConstraints(pattern=r"^(\d+\*)?\d+( (\d+\*)?\d+)*$")]
 
@@ -75,6 +80,11 @@ class Outcome(_Model):
     """What the user reads, or what is wrong."""
     basis: str = ""
     """Of right and wrong: `measured`, or what it is known from."""
+
+    def message_for(self, cell: Cell, max_model_len: int) -> str:
+        """The message as somebody with the settings of `cell` reads it."""
+        filled = self.message.replace(SETTINGS, cell.settings)
+        return filled.replace(LENGTH, str(max_model_len))
 
 
 class Axes(_Model):
@@ -123,6 +133,14 @@ class Cell:
     dtype: str
     kv_cache_dtype: str
     capability: str
+
+    @property
+    def settings(self) -> str:
+        """The flags and variables that are set, as vLLM's users write them."""
+        parts = [f"--kv-cache-dtype {self.kv_cache_dtype}", f"--dtype {self.dtype}"]
+        variables = {"VLLM_USE_V1": self.v1, "VLLM_ATTENTION_BACKEND": self.backend}
+        parts += [f"{name}={value}" for name, value in variables.items() if value != UNSET]
+        return f"{', '.join(parts)} on compute capability {self.capability}"
 
     def __str__(self) -> str:
         """In the words of the settings."""
@@ -314,11 +332,33 @@ def summary(matrix: Matrix) -> str:
     return f"{matrix.release} {matrix.variant}: {len(matrix.llama4)} cells, {by_verdict}"
 
 
+def remedies(cell: Cell, outcome: Outcome) -> Iterator[tuple[str, str, Cell]]:
+    """What a refusal of the overlay says works instead: its words, the engine, and the cell."""
+    found = _WORKS.search(outcome.message)
+    for words, engine in _REMEDY.findall(found[1]) if found else ():
+        changed: dict[str, Any] = {}
+        for change in words.split(" and "):
+            name, _, value = change.removesuffix(" or less").rpartition(" ")
+            changed.update(_CHANGES[name](value))
+        yield words, engine.lower(), dataclasses.replace(cell, **changed)
+
+
+#: From the words of a remedy to what becomes of a cell.
+_CHANGES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "unset": lambda name: {{"VLLM_USE_V1": "v1", "VLLM_ATTENTION_BACKEND": "backend"}[name]: UNSET},
+    "--kv-cache-dtype": lambda value: {"kv_cache_dtype": "fp8" if value == "fp8_e4m3" else value},
+    "--dtype": lambda value: {"dtype": value},
+    "--max-model-len": lambda _: {"length": "at"},
+}
+_WORKS = re.compile(r"What works instead: (.*)\.$")
+_REMEDY = re.compile(r"(?:^|, or )(.*?) \((V[01]) \w+\)")
+
+
 def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
     """What a patched release should not do, given what stock does: a line each kind.
 
-    No cell may come to one of `FAULTS`; what stock got right stays right; and a model without
-    chunks is treated as by stock, to the letter.
+    No cell may come to one of `FAULTS`; what stock got right stays right; what a refusal says to do
+    instead is right; and a model without chunks is treated as by stock, to the letter.
     """
     if stock.llama4.keys() != patched.llama4.keys():
         return (f"{stock.release}: stock and patched have different cells; run both again",)
@@ -329,6 +369,11 @@ def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
             problems.setdefault(f"{new.verdict}: {new.message}", []).append(cell)
         elif old.verdict == "right" != new.verdict:
             problems.setdefault(f"right on stock, {_told(new)} here", []).append(cell)
+        for words, engine, remedied in remedies(cell, new):
+            then = patched.llama4[remedied]
+            if (then.verdict, then.engine) != ("right", engine):
+                problem = f"told to try {words} ({engine}), which is {_told(then)}"
+                problems.setdefault(problem, []).append(cell)
     for cell, new in patched.control.items():
         if new != stock.control[cell]:
             change = f"without chunks, {_told(stock.control[cell])} became {_told(new)}"
