@@ -32,20 +32,21 @@ ODD = ("6.1", "7.2", "8.7", "10.3", "11.0", "12.1")
 def applied(cell: Cell, told: tuple[str, ...], chunk: int = CHUNK) -> Cell:
     """What a user has who does what is told."""
     axes = {explain.BACKEND: "backend", explain.ENGINE: "v1"}
+    new: dict[str, Any] = {}
     for one in told:
         if one.startswith("--"):
             flag, value = one[2:].split()
             if flag == "max-model-len":
                 assert int(value) == chunk
-                cell = replace(cell, length="at")
+                new["length"] = "at"
             else:
-                cell = replace(cell, **{flag.replace("-", "_"): value})
+                new[flag.replace("-", "_")] = value
         elif one.startswith("unset "):
-            cell = replace(cell, **{axes[one.split()[1]]: "unset"})
+            new[axes[one.split()[1]]] = "unset"
         else:
             name, value = one.split("=")
-            cell = replace(cell, **{axes[name]: value})
-    return cell
+            new[axes[name]] = value
+    return replace(cell, **new)
 
 
 def check(kept: Matrix, cell: Cell, chunk: int) -> None:

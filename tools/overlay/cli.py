@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from overlay import bench as bench_module
-from overlay import environment, gpus, sdist, wheel
+from overlay import doctor as doctor_module
+from overlay import environment, gpus, probe, sdist, wheel
 from overlay import explain as explain_module
 from overlay import lock as lock_module
 from overlay import matrix as matrix_module
@@ -521,6 +522,49 @@ def explain(
         _print_lines(explain_module.lines(answers[0], target.name) if answers else [])
     elif answers:
         _print_answers(answers)
+
+
+@cli.command(epilog=EPILOG)
+@click.option("--python", metavar="PYTHON", help="Look into this interpreter's environment.")
+@_configuration
+@json_option
+@pass_workspace
+def doctor(
+    workspace: Workspace,
+    python: str | None,
+    gpu: str | None,
+    capability: str | None,
+    kv_cache_dtype: str,
+    max_model_len: int | None,
+    chunk: int,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Tell what Llama 4 will do in this environment, and what to change: its vLLM, GPUs, settings.
+
+    Exit status 1 if something has to be changed. Without --python it looks at the environment
+    that it runs in if vLLM is there, else at $VIRTUAL_ENV, else at the first python3.
+
+    \b
+    Example:
+      vllm-overlay doctor --kv-cache-dtype fp8 --max-model-len 32768
+    """
+    settings = explain_module.Settings(
+        kv_cache_dtype, dtype, max_model_len=max_model_len, chunk=chunk
+    )
+    named = _named_gpu(gpu, capability)
+    interpreter = probe.choose_python(python, os.environ)
+    report = doctor_module.examine(workspace, interpreter, os.environ, named, settings)
+    if as_json:
+        print_json(doctor_module.as_json(report))
+    else:
+        _print_lines(doctor_module.lines(report))
+        for change in report.to_change:
+            _wrapped(f"To change: {change}")
+        if not report.to_change:
+            _wrapped("Nothing to change.")
+    if report.to_change:
+        sys.exit(Exit.PROBLEMS)
 
 
 def _wrapped(text: str) -> None:
