@@ -125,7 +125,7 @@ def test_stock_that_is_wrong(machine: Machine) -> None:
     assert "vLLM 1.0, upstream's, not patched, in /" in said
     assert "GPU 0: Tesla T4, capability 7.5 (nvidia-smi)" in said
     assert "files 2 Python files, as RECORD has them" in said
-    assert "Tesla T4 wrong, V0 XFormers: wrong attention in chunked layers" in said
+    assert "Llama 4 wrong, V0 XFormers: wrong attention in chunked layers" in said
     assert "To change: install vllm==1.0+llama4.1: vllm-overlay build 1.0" in said
     assert said.count("To change") == 1
     assert max(map(len, ran.out.splitlines())) <= 80
@@ -144,8 +144,7 @@ def test_stock_that_needs_settings_too(machine: Machine) -> None:
     machine.install("1.0")
     machine.gpus(T4)
     assert machine.report()["to_change"] == [
-        "install vllm==1.0+llama4.1: vllm-overlay build 1.0",
-        "then --dtype float16",
+        "install vllm==1.0+llama4.1: vllm-overlay build 1.0, and set --dtype float16"
     ]
 
 
@@ -170,7 +169,7 @@ def test_patched_with_settings_that_are_refused(
     found = patched.report()
     assert found["to_change"] == ["unset VLLM_ATTENTION_BACKEND"]
     assert found["environment"] == {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "FLASHINFER"}
-    assert "set VLLM_USE_V1=0" in words(patched.doctor().out)
+    assert "VLLM_USE_V1=0, without FlashInfer" in words(patched.doctor().out)
     assert patched.report("--max-model-len", "8192")["to_change"] == []
 
 
@@ -261,8 +260,8 @@ def test_different_gpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> No
     found = machine.report()
     assert [one["capability"] for one in found["answers"]] == ["7.5", "8.6"]
     assert found["to_change"] == [
-        "install vllm==1.0+llama4.1: vllm-overlay build 1.0",
-        "for Tesla T4 (capability 7.5): then --dtype float16",
+        "for Tesla T4 (capability 7.5): install vllm==1.0+llama4.1: vllm-overlay build 1.0, and "
+        "set --dtype float16"
     ]
     assert any("CUDA_DEVICE_ORDER=PCI_BUS_ID" in note for note in found["notes"])
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -272,6 +271,19 @@ def test_different_gpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> No
     assert [gpu["visible"] for gpu in found["gpus"]] == [False, True, True]
     assert found["to_change"] == found["notes"] == []
     assert "hidden by CUDA_VISIBLE_DEVICES" in words(machine.doctor().out)
+
+
+def test_different_gpus_that_need_the_same(
+    patched: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patched.gpus(T4 + A10)
+    monkeypatch.setenv("VLLM_USE_V1", "1")
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    arguments = ("--dtype", "half", "--kv-cache-dtype", "fp8_e5m2")
+    assert patched.report(*arguments)["to_change"] == ["unset VLLM_USE_V1"]
+    said = words(patched.doctor(*arguments).out)
+    assert "on Tesla T4 (capability 7.5): refused" in said
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in said
 
 
 def test_gpu_that_is_too_old(machine: Machine) -> None:

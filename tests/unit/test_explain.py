@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from overlay import explain, matrix
+from overlay.cli import main
 from overlay.errors import OverlayError
 from overlay.explain import CHUNK, Settings, capability_of, changes, look_up, nearest, target
 from overlay.gpus import GPUS
@@ -358,3 +359,19 @@ def test_other_faults_of_stock_are_told(upstream: Upstream, run: Run) -> None:
 def test_topics_of_other_faults_exist() -> None:
     patches = Path(__file__).parents[2] / "patches"
     assert {path.name for path in patches.iterdir()} >= set(explain.BESIDES)
+
+
+def test_readme_shows_what_it_prints(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = Path(__file__).parents[2]
+    if not KEPT:
+        pytest.skip("matrix/ has nothing yet")
+    text = (root / "README.md").read_text("utf-8")
+    command, _, shown = text.split("<!-- explain -->\n```\n$ ")[1].partition("\n")
+    name, *arguments = command.split()
+    monkeypatch.setattr("sys.argv", [name, "--root", str(root), *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    printed = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
+    assert printed == shown.split("```")[0]

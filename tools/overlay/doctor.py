@@ -29,7 +29,8 @@ UNCOUNTED = (
     "VLLM_PLUGINS",
 )
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
-SHOWN = (ENGINE, BACKEND, *UNCOUNTED, VISIBLE, ORDER)
+COUNTED = (ENGINE, BACKEND)
+SHOWN = (*COUNTED, *UNCOUNTED, VISIBLE, ORDER)
 
 #: What an installed vLLM is. Foreign: a build of a known release by someone else. Newer: than
 #: all releases that are known here. Unknown: older, or between them.
@@ -123,7 +124,7 @@ def examine(
     except OverlayError as error:
         to_change.append(f"{error.what}: {error.why}. {error.fix}")
     to_change += _of_install(workspace, installed, identity)
-    to_change += [change for one in answers for change in _of_gpu(identity, *one, len(answers))]
+    to_change += _of_gpus(identity, answers)
     return Report(
         python.executable, installed, identity, devices, used, settings,
         {name: environ[name] for name in SHOWN if name in environ}, tuple(answers),
@@ -204,22 +205,27 @@ def _other_patches(workspace: Workspace, installed: Installed, release: Release)
     return f"the installed one has another {', '.join(dict.fromkeys(other))}" if other else ""
 
 
-def _of_gpu(identity: Identity, target: Target, answer: Answer | None, count: int) -> list[str]:
-    """What to change for a GPU to be served rightly; its name is told if there are others."""
-    who = f"for {target}: " if count > 1 else ""
+def _of_gpus(identity: Identity, answers: Sequence[tuple[Target, Answer | None]]) -> list[str]:
+    """What to change for the GPUs to be served rightly; where they differ in it, which."""
+    by_gpu = {target: _of_gpu(identity, target, answer) for target, answer in answers}
+    if len({tuple(changes) for changes in by_gpu.values()}) == 1:
+        return next(iter(by_gpu.values()))
+    return [f"for {target}: {change}" for target, changes in by_gpu.items() for change in changes]
+
+
+def _of_gpu(identity: Identity, target: Target, answer: Answer | None) -> list[str]:
     if answer is None:
         # Older than the wheels, or newer than the matrix: only the former is known to fail.
-        return [f"{who}use another GPU: {target.note}"] if target.is_too_old else []
+        return [f"use another GPU: {target.note}"] if target.is_too_old else []
     if identity.kind == "patched":
-        return [] if answer.patched.is_right else [who + _settings_or(answer.patched, answer)]
+        return [] if answer.patched.is_right else [_settings_or(answer.patched, answer)]
     if answer.stock.is_right and not answer.besides:
         return []
+    if answer.patched.use is None:
+        return [_settings_or(answer.stock, answer)]
     install = f"install {explain.install(answer)}"
-    if answer.patched.is_right:
-        return [install]
-    if answer.patched.use:
-        return [install, f"{who}then {explain.change(answer.patched)}"]
-    return [who + _settings_or(answer.stock, answer)]
+    settings = answer.patched.use.changes
+    return [f"{install}, and set {'; '.join(settings)}" if settings else install]
 
 
 def _settings_or(side: Side, answer: Answer) -> str:
@@ -267,7 +273,7 @@ def _notes(
 
 
 def lines(report: Report) -> list[tuple[str, str]]:
-    """The report for a person: labels and texts, what to change apart."""
+    """The report for a person: labels and texts, but for what to change."""
     found = [("Python", report.python), ("vLLM", _vllm_line(report))]
     if report.installed and report.installed.checked:
         state = "as RECORD has them"
@@ -276,16 +282,22 @@ def lines(report: Report) -> list[tuple[str, str]]:
         found.append(("files", f"{report.installed.checked} Python files, {state}"))
     found += [("GPU", text) for text in _gpu_lines(report)]
     found.append(("settings", str(report.settings)))
-    found += [("set", f"{name}={value}") for name, value in report.variables.items()]
+    others = {name: value for name, value in report.variables.items() if name not in COUNTED}
+    found += [("", f"{name}={value}") for name, value in others.items()]
+    found += [("Llama 4", text) for text in _outcome_lines(report)]
+    return found + [("note", note) for note in report.notes]
+
+
+def _outcome_lines(report: Report) -> list[str]:
+    is_patched, many = report.identity.kind == "patched", len(report.answers) > 1
+    told, besides = [], dict[str, None]()
     for target, answer in report.answers:
         if answer:
-            side = answer.patched if report.identity.kind == "patched" else answer.stock
-            found.append(
-                (target.name or target.capability, explain.told(side.outcome, target.name))
-            )
-            if report.identity.kind != "patched":
-                found += [("", f"besides: {fault}") for fault in answer.besides]
-    return found + [("note", note) for note in report.notes]
+            side = answer.patched if is_patched else answer.stock
+            who = f"on {target}: " if many else ""
+            told.append(who + explain.told(side.outcome, target.name))
+            besides |= {} if is_patched else dict.fromkeys(answer.besides)
+    return told + [f"besides: {fault}" for fault in besides]
 
 
 def _vllm_line(report: Report) -> str:
