@@ -456,6 +456,7 @@ def test_which_python(
     machine.script("python3", "exit 1")
     (active / "bin/python3").rename(active / "bin/python")
     assert probe.choose_python(None, os.environ).executable == str(active / "bin/python")
+    assert probe.choose_python(str(active), {}).executable == str(active / "bin/python")
     machine.install("1.0")
     monkeypatch.syspath_prepend(str(machine.site))
     assert probe.choose_python(None, os.environ).executable == sys.executable

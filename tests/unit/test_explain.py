@@ -289,6 +289,8 @@ def test_json(kept_run: Run) -> None:
     }  # fmt: skip
     assert one["stock"]["use"]["changes"] == ["--kv-cache-dtype auto"]
     assert one["stock"]["use"]["environment"] == {"VLLM_USE_V1": "1"}
+    one = told(kept_run("explain", "--gpu", "T4", "--json"))["releases"]["1.0"]
+    assert one["stock"]["message"].startswith("Your T4 GPU has")
     nothing = told(kept_run("explain", "--capability", "7.0", "--release", "1.0", "--json"))
     assert nothing["releases"]["1.0"]["patched"]["use"] is None
 

@@ -525,7 +525,9 @@ def explain(
 
 
 @cli.command(epilog=EPILOG)
-@click.option("--python", metavar="PYTHON", help="Look into this interpreter's environment.")
+@click.option(
+    "--python", metavar="PYTHON", help="Look into its environment; a venv's folder will do."
+)
 @_configuration
 @json_option
 @pass_workspace

@@ -368,11 +368,14 @@ def brief(outcome: Outcome) -> str:
     return ", ".join(part for part in (word, place(outcome)) if part)
 
 
+def message(outcome: Outcome, gpu: str) -> str:
+    """What the user reads on a GPU called `gpu`, in place of the one the matrix stands in for."""
+    return outcome.message.replace("fake GPU GPU", f"{gpu} GPU".strip())
+
+
 def told(outcome: Outcome, gpu: str) -> str:
-    """All of an outcome; `gpu` is the name of the GPU, which the matrix only stands in for."""
-    # The matrix is made on a GPU called so.
-    message = outcome.message.replace("fake GPU GPU", f"{gpu} GPU".strip())
-    said = ": ".join(part for part in (brief(outcome), message) if part)
+    """All of an outcome on a GPU called `gpu`."""
+    said = ": ".join(part for part in (brief(outcome), message(outcome, gpu)) if part)
     return f"{said} ({basis(outcome)})" if outcome.basis else said
 
 
@@ -427,18 +430,18 @@ def as_json(found: Target, settings: Settings, answers: Sequence[Answer]) -> dic
         "answered_as": found.column,
         "note": found.note or None,
         "settings": {**asked, "length": settings.length},
-        "releases": {one.release.name: _answer_json(one) for one in answers},
+        "releases": {one.release.name: _answer_json(one, found.name) for one in answers},
     }
 
 
-def _answer_json(one: Answer) -> dict[str, Any]:
+def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
     sides = {"stock": one.stock, "patched": one.patched}
-    both = {name: _side_json(side) for name, side in sides.items()}
+    both = {name: _side_json(side, gpu) for name, side in sides.items()}
     return {"version": one.version, **both, "stock_besides": list(one.besides)}
 
 
-def _side_json(side: Side) -> dict[str, Any]:
-    outcome = side.outcome.model_dump()
+def _side_json(side: Side, gpu: str) -> dict[str, Any]:
+    outcome = {**side.outcome.model_dump(), "message": message(side.outcome, gpu)}
     return {**outcome, "use": None if side.use is None else _use_json(side.use)}
 
 

@@ -75,14 +75,16 @@ class Devices:
 
 
 def choose_python(named: str | None, environ: Mapping[str, str]) -> Python:
-    """The named Python; else this one if it has vLLM, $VIRTUAL_ENV's, or the PATH's first.
+    """The named Python or virtual environment's; else this one if it has vLLM, $VIRTUAL_ENV's, or
+    the PATH's first.
 
     Raises:
         OverlayError: it can't be run.
     """
     this = Python(sys.executable, tuple(sys.path))
     if named:
-        return ask_python(named)
+        inside = Path(named, "bin", "python")
+        return ask_python(str(inside) if inside.is_file() else named)
     if find_vllm(this.paths):
         return this
     active = Path(environ.get("VIRTUAL_ENV") or os.devnull, "bin", "python")
