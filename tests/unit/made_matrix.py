@@ -33,7 +33,7 @@ def outcome(variant: Variant, backend: str, v1: str, length: str, place: Any) ->
     if capability == "7.0":
         return {"verdict": "crash", "message": "no kernel image", "basis": "hearsay"}
     if dtype == "auto" and capability == "7.5":
-        return refused("Your fake GPU GPU has compute capability 7.5. Use --dtype=half.")
+        return refused("Your made-up GPU has compute capability 7.5. Use --dtype=half.")
     on_v1 = capability != "7.5" and kv_cache_dtype == "auto" and v1 != "0"
     if backend == "TRITON_ATTN_VLLM_V1" and on_v1:
         return {"verdict": "right", **TRITON, "basis": "measured"}

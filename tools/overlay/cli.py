@@ -505,7 +505,7 @@ def explain(
     named = _named_gpu(gpu, capability)
     if named is None:
         raise click.UsageError("name the GPU: --gpu T4, or --capability 7.5")
-    unset = explain_module.UNSET
+    unset = matrix_module.UNSET
     settings = explain_module.Settings(
         kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len, chunk
     )

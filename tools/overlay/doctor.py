@@ -16,7 +16,8 @@ from packaging.version import InvalidVersion, Version
 
 from overlay import explain, probe
 from overlay.errors import OverlayError
-from overlay.explain import BACKEND, ENGINE, UNSET, Answer, Settings, Side, Target
+from overlay.explain import BACKEND, ENGINE, Answer, Settings, Side, Target
+from overlay.matrix import UNSET
 from overlay.probe import Device, Devices, Installed, Python
 from overlay.versions import Release, Versions
 from overlay.workspace import Workspace

@@ -15,13 +15,12 @@ from typing import Any, Literal
 
 from overlay import gpus, matrix
 from overlay.errors import Exit, OverlayError
-from overlay.matrix import Cell, Matrix, Outcome, Variant
+from overlay.matrix import UNSET, Cell, Matrix, Outcome, Variant
 from overlay.versions import Release, Versions
 from overlay.workspace import Workspace
 
 #: `attention_chunk_size` of the released Llama 4 models, tokens.
 CHUNK = 8192
-UNSET = "unset"
 BACKEND, ENGINE = "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1"
 #: vLLM's other names of an axis' values.
 SYNONYMS = {"fp8_e4m3": "fp8", "half": "float16", "float": "float32"}
@@ -324,6 +323,12 @@ def ask(
     return found, answers
 
 
+def _filled(outcome: Outcome, cell: Cell, settings: Settings) -> Outcome:
+    """An outcome whose message speaks of the settings."""
+    length = settings.max_model_len or 2 * settings.chunk
+    return outcome.model_copy(update={"message": outcome.message_for(cell, length)})
+
+
 def _knows(kept: Kept, backend: str) -> bool:
     return any(row.backend == backend for row in kept["stock"].rows)
 
@@ -341,7 +346,10 @@ def _answer(
 ) -> Answer:
     cell = settings.cell(column)
     stock, patched = (
-        Side(look_up(kept[variant], cell), nearest(kept[variant], cell, settings.chunk))
+        Side(
+            _filled(look_up(kept[variant], cell), cell, settings),
+            nearest(kept[variant], cell, settings.chunk),
+        )
         for variant in VARIANTS
     )
     besides = [BESIDES[p.topic] for p in workspace.series(release) if p.topic in BESIDES]
@@ -370,7 +378,7 @@ def brief(outcome: Outcome) -> str:
 
 def message(outcome: Outcome, gpu: str) -> str:
     """What the user reads on a GPU called `gpu`, in place of the one the matrix stands in for."""
-    return outcome.message.replace("fake GPU GPU", f"{gpu} GPU".strip())
+    return outcome.message.replace("made-up GPU", f"{gpu} GPU".strip())
 
 
 def told(outcome: Outcome, gpu: str) -> str:
