@@ -22,6 +22,7 @@ from overlay import explain as explain_module
 from overlay import lock as lock_module
 from overlay import matrix as matrix_module
 from overlay import regress as regress_module
+from overlay import report as report_module
 from overlay import validate as validate_module
 from overlay import verify as verify_module
 from overlay.console import err, log_for, out, print_json, set_up_logging
@@ -643,6 +644,34 @@ def bench(workspace: Workspace, repeat: int, target: Path | None) -> None:
     sys.stdout.write(text)
     if target:
         target.write_text(text, "utf-8")
+
+
+@cli.command(epilog=EPILOG)
+@click.option(
+    "--output",
+    metavar="FILE",
+    default="dist/report.html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    show_default=True,
+    help="Where the page goes.",
+)
+@json_option
+@pass_workspace
+def report(workspace: Workspace, output: Path, as_json: bool) -> None:
+    """Write one HTML page of the matrix, the patches and the results; it loads nothing.
+
+    Needs matrix/ of every patched release. The same files give the same bytes.
+
+    \b
+    Example:
+      vllm-overlay report --output /tmp/report.html
+    """
+    report_module.write(output, report_module.render(workspace))
+    size = output.stat().st_size
+    if as_json:
+        print_json({"file": str(output), "size": size})
+    else:
+        out.print(f"{output}  {size / 1e6:.1f} MB", markup=False)
 
 
 @cli.command(epilog=EPILOG)
