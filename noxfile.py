@@ -5,6 +5,8 @@ nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the 
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
 nox -s wheels                every wheel built twice, compared and verified
+nox -s report                dist/report.html
+nox -s browser               the report in Chromium; `-- --screenshot docs/report.png` retakes it
 nox -s bench                 the figures of docs/benchmarks.md
 """
 
@@ -39,7 +41,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(tags=["quick"])
 def types(session: nox.Session) -> None:
     """Mypy --strict over tools, tests and this file."""
-    session.install("-e", ".", *group("lint"), *group("test"), "nox")
+    session.install("-e", ".", *group("lint"), *group("test"), *group("browser"), "nox")
     session.run("mypy")
 
 
@@ -97,6 +99,20 @@ def source(session: nox.Session, release: str) -> None:
     out = session.create_tmp()
     command = ("build", release, "--source", "--target", "empty", "--check-import", "--out", out)
     session.run("vllm-overlay", *command)
+
+
+@nox.session
+def report(session: nox.Session) -> None:
+    """The HTML page of the matrix, the patches and the results."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "report", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The report in Chromium, by mouse and keyboard, on a wide screen and a narrow one."""
+    session.install("-e", ".", *group("test"), *group("browser"))
+    session.run("pytest", "tests/browser", *session.posargs)
 
 
 @nox.session
