@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 RIGHT = "right"
@@ -31,6 +31,7 @@ WORKS = re.compile(r"What works instead: [^.]")
 
 SETTINGS = "{settings}"
 LENGTH = "{max_model_len}"
+BACKEND = "{backend}"
 """Stand for what the cell is, in a message."""
 
 _NOISE = (
@@ -66,6 +67,13 @@ def text_of(error: BaseException) -> str:
     for pattern, replacement in _NOISE:
         text = pattern.sub(replacement, text)
     return text.strip()[:LONGEST]
+
+
+def without_backend(outcome: Outcome, backend: str) -> Outcome:
+    """Return an outcome whose reasons name the backend that was asked for by a placeholder."""
+    if not outcome.message.startswith(OURS):
+        return outcome
+    return replace(outcome, message=outcome.message.replace(f" {backend}: ", f" {BACKEND}: "))
 
 
 def place_of(error: BaseException) -> str:

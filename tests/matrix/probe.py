@@ -21,7 +21,7 @@ import torch
 from regress import fake_cuda, tiny_llama4
 
 from .cells import Cell
-from .outcome import SELECTED, Outcome, of_error
+from .outcome import SELECTED, Outcome, of_error, without_backend
 
 MAX_LEN = {"past": tiny_llama4.MAX_LEN, "at": tiny_llama4.CHUNK}
 MODELS = ("llama4", "control")
@@ -207,7 +207,7 @@ def probe(folder: Path, model: str, cell: Cell) -> Found:
         try:
             config = engine_config(folder, model, cell)
         except Exception as error:
-            return Found(of_error(error, "config"))
+            return Found(without_backend(of_error(error, "config"), cell.row.backend))
         return _construct(config, model, cell)
 
 

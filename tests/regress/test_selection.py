@@ -5,6 +5,9 @@ The engine's own code decides for a made-up GPU. No FlashAttention 3 can be had 
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
+import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +23,7 @@ RELEASE = installed_release()
 WITH_V0 = span("0.8.3", "0.10.2")
 """Releases with Llama 4 in which there is something to select."""
 
+NAMES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
 V0_XFORMERS = ("0", "XFORMERS")
 V1_TRITON = ("1", "TRITON_ATTN_VLLM_V1")
 TRITON_E5M2 = span("0.8.3", "0.8.5.post1")
@@ -91,12 +95,35 @@ def test_llama4(
             start_engine(case.env, **args)
         return
     config = start_engine(case.env, **args)
-    chosen = os.environ["VLLM_USE_V1"], os.environ["VLLM_ATTENTION_BACKEND"]
-    assert chosen == (V1_TRITON if RELEASE in case.v1_triton else V0_XFORMERS)
+    assert chosen() == (V1_TRITON if RELEASE in case.v1_triton else V0_XFORMERS)
     backend = tiny_llama4.attention_layer(config, tiny_llama4.ROPE_LAYER).attn.impl
     assert type(backend).__name__ == (
         "TritonAttentionImpl" if RELEASE in case.v1_triton else "XFormersImpl"
     )
+
+
+def chosen() -> tuple[str | None, ...]:
+    """Return what a process knows of the choice."""
+    return tuple(map(os.environ.get, NAMES))
+
+
+def copied_by_ray() -> set[str]:
+    """Return the variables that Ray's executor copies to its workers, where they are set."""
+    if importlib.util.find_spec("vllm.ray") is None:
+        return set(importlib.import_module("vllm.envs").environment_variables)
+    copied: set[str] = importlib.import_module("vllm.ray.ray_env").get_env_vars_to_copy()
+    return copied
+
+
+@pytest.mark.fail_to_pass(releases=in_order(WITH_V0), raises=r"AssertionError")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+def test_workers(start_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers are told what was chosen, by multiprocessing or by Ray."""
+    monkeypatch.setattr(fake_cuda.Device, "capability", (8, 6))
+    start_engine({}, kv_cache_dtype="fp8", dtype="half")
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(chosen) == V0_XFORMERS
+    assert set(NAMES) <= copied_by_ray()
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])

@@ -55,7 +55,7 @@ Verdict = Literal[
 #: What no cell of a patched release may come to.
 FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
 #: Stand in a message for what the cell is.
-SETTINGS, LENGTH = "{settings}", "{max_model_len}"
+SETTINGS, LENGTH, BACKEND = "{settings}", "{max_model_len}", "{backend}"
 #: A cell's row and place in the row, in the order of the file.
 Runs = Annotated[str, StringConstraints(pattern=r"^(\d+\*)?\d+( (\d+\*)?\d+)*$")]
 
@@ -83,8 +83,11 @@ class Outcome(_Model):
 
     def message_for(self, cell: Cell, max_model_len: int) -> str:
         """The message as somebody with the settings of `cell` reads it."""
-        filled = self.message.replace(SETTINGS, cell.settings)
-        return filled.replace(LENGTH, str(max_model_len))
+        known = {SETTINGS: cell.settings, LENGTH: str(max_model_len), BACKEND: cell.backend}
+        message = self.message
+        for placeholder, value in known.items():
+            message = message.replace(placeholder, value)
+        return message
 
 
 class Axes(_Model):
