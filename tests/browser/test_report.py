@@ -27,11 +27,12 @@ def pairs(workspace: Workspace) -> list[Pair]:
     return [matrix.judge(root, one.name)[0] for one in workspace.versions.patched]
 
 
-def told(outcome: Outcome) -> dict[str, str]:
+def told(outcome: Outcome, cell: Cell) -> dict[str, str]:
     """What the sheet should say of an outcome."""
+    message = outcome.message_beside(cell.backend)
     facts = {
         "verdict": outcome.verdict, "engine": outcome.engine.upper(), "backend": outcome.backend,
-        "ended in": outcome.stage, "message": outcome.message, "basis": outcome.basis,
+        "ended in": outcome.stage, "message": message, "basis": outcome.basis,
     }  # fmt: skip
     return {name: text for name, text in facts.items() if text}
 
@@ -62,7 +63,7 @@ def test_details(page: Page, pairs: list[Pair]) -> None:
             button.click()
         for one in (stock, patched):
             expected = one.llama4[cell]
-            assert page.detail(one.variant) == told(expected), f"{one.release} {cell}"
+            assert page.detail(one.variant) == told(expected, cell), f"{one.release} {cell}"
             half = page.one(f".cell[aria-expanded=true] [data-half={one.variant}]")
             assert half.text == LOOKS[expected.verdict].glyph
         words = page.one("#detail .words").text

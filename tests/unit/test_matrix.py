@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from overlay import matrix
 from overlay.errors import OverlayError
-from overlay.matrix import Matrix, Variant, compare, compress, counts, expand
+from overlay.matrix import Cell, Matrix, Outcome, Variant, compare, compress, counts, expand
 
 from .conftest import Ran, Upstream
 
@@ -119,6 +120,56 @@ def test_all_well() -> None:
 def test_problems(patched: Matrix, problem: str) -> None:
     (found,) = compare(stock, patched)
     assert re.search(problem, found)
+
+
+REFUSAL = (
+    "With {settings}, none can do that up to --max-model-len {max_model_len}. "
+    "Why: V1 {backend}: no. "
+    "What works instead: unset VLLM_ATTENTION_BACKEND and --dtype float16 (V0 XFORMERS), or "
+    "--kv-cache-dtype fp8_e4m3 (V1 FLASH_ATTN), or --max-model-len 8192 or less (V1 FLASHINFER)."
+)
+REFUSED = Cell("FLASHINFER", "unset", "past", True, "float32", "fp8_e5m2", "8.0")
+
+
+def test_message_is_filled() -> None:
+    outcome = Outcome(verdict="explained", message=REFUSAL)
+    told = outcome.message_for(REFUSED, 30000)
+    assert told.startswith(
+        "With --kv-cache-dtype fp8_e5m2, --dtype float32, VLLM_ATTENTION_BACKEND=FLASHINFER on "
+        "compute capability 8.0, none can do that up to --max-model-len 30000. Why: V1 FLASHINFER: "
+    )
+    beside = outcome.message_beside("FLASHINFER")
+    assert beside.startswith("With these settings, none can do that up to this max_model_len. Why")
+    assert "{" not in told + beside
+
+
+def test_remedies() -> None:
+    found = list(matrix.remedies(REFUSED, Outcome(verdict="explained", message=REFUSAL)))
+    assert [(words, engine) for words, engine, _ in found] == [
+        ("unset VLLM_ATTENTION_BACKEND and --dtype float16", "v0"),
+        ("--kv-cache-dtype fp8_e4m3", "v1"),
+        ("--max-model-len 8192 or less", "v1"),
+    ]
+    assert [cell for *_, cell in found] == [
+        replace(REFUSED, backend="unset", dtype="float16"),
+        replace(REFUSED, kv_cache_dtype="fp8"),
+        replace(REFUSED, length="at"),
+    ]
+    assert list(matrix.remedies(REFUSED, Outcome(verdict="explained", message="Use --x"))) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "problem"),
+    [("V1", None), ("V0", r"told to try --dtype float16 \(v0\), which is right \(v1 flash\)")],
+)
+def test_advice_is_followed(engine: str, problem: str | None) -> None:
+    """What a refusal names has to work, on the engine that it names."""
+    message = f"What works instead: --dtype float16 ({engine} FLASH)."
+    run = run_of([0, 0, 0, 5, 5, 5])
+    run["outcomes"] = [*OUTCOMES, {"verdict": "explained", "message": message}]
+    found = compare(made([1] * 6, variant="stock"), matrix.from_run(run, "patched"))
+    assert len(found) == (problem is not None)
+    assert problem is None or re.search(problem, found[0])
 
 
 def test_settle(tmp_path: Path) -> None:

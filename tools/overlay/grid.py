@@ -60,7 +60,8 @@ class Outcomes:
 
     def number(self, outcome: Outcome, row: Row, capability: str) -> int:
         """The number of what a cell comes to."""
-        message = outcome.message.replace(capability, _CAPABILITY).replace(row.backend, _BACKEND)
+        told = outcome.message_beside(row.backend)
+        message = told.replace(capability, _CAPABILITY).replace(row.backend, _BACKEND)
         general = outcome.model_copy(update={"message": message})
         return self._numbers.setdefault(general, len(self._numbers) + 1)
 

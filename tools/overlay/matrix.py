@@ -55,7 +55,7 @@ Verdict = Literal[
 #: What no cell of a patched release may come to.
 FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
 #: Stand in a message for what the cell is.
-SETTINGS, LENGTH, BACKEND = "{settings}", "{max_model_len}", "{backend}"
+SETTINGS, LENGTH, BACKEND = "{settings}", "--max-model-len {max_model_len}", "{backend}"
 #: A cell's row and place in the row, in the order of the file.
 Runs = Annotated[str, StringConstraints(pattern=r"^(\d+\*)?\d+( (\d+\*)?\d+)*$")]
 
@@ -83,11 +83,15 @@ class Outcome(_Model):
 
     def message_for(self, cell: Cell, max_model_len: int) -> str:
         """The message as somebody with the settings of `cell` reads it."""
-        known = {SETTINGS: cell.settings, LENGTH: str(max_model_len), BACKEND: cell.backend}
-        message = self.message
-        for placeholder, value in known.items():
-            message = message.replace(placeholder, value)
-        return message
+        return self._filled(cell.settings, f"--max-model-len {max_model_len}", cell.backend)
+
+    def message_beside(self, backend: str) -> str:
+        """The message for somebody who sees the settings beside it, of which `backend` is one."""
+        return self._filled("these settings", "this max_model_len", backend)
+
+    def _filled(self, settings: str, length: str, backend: str) -> str:
+        message = self.message.replace(SETTINGS, settings).replace(LENGTH, length)
+        return message.replace(BACKEND, backend)
 
 
 class Axes(_Model):
