@@ -145,6 +145,7 @@ class Engine:
             parallel_config=self.config.parallel_config,
             cache_config=self.config.cache_config,
             attention_chunk_size=model.attention_chunk_size,
+            max_num_reqs=self.config.scheduler_config.max_num_seqs,
             device=torch.device("cpu"),
             dtype=torch.float32,
             kv_cache_dtype=torch.float32,
