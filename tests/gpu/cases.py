@@ -72,9 +72,12 @@ class Case:
     @property
     def backend(self) -> str:
         """A part of the module name of the impl that must have served it."""
-        return {"XFORMERS": "backends.xformers", "FLASH_ATTN": "backends.flash_attn"}.get(
-            self.env["VLLM_ATTENTION_BACKEND"], "backends.triton_attn"
-        )
+        return {
+            "XFORMERS": "backends.xformers",
+            "FLASH_ATTN": "backends.flash_attn",
+            "TRITON_ATTN_VLLM_V1": "backends.triton_attn",
+            None: "",
+        }[self.env.get("VLLM_ATTENTION_BACKEND")]
 
     @property
     def max_len(self) -> int:
@@ -167,6 +170,15 @@ WITHIN_CHUNK = [
     for name, env in (("xformers", V0_XFORMERS), ("flash_attn", V0_FLASH))
 ]
 """No sequence can outgrow a chunk: stock is right too."""
+
+# Without a block size, which would be asked for like anything else.
+ANY_BLOCKS: dict[str, Any] = {"block_size": None, "num_gpu_blocks_override": None}
+SELECTED = [
+    Case(f"selected-{name}", {}, {"kv_cache_dtype": name, **ANY_BLOCKS, **EAGER}, FP8)
+    for name in ("fp8", "fp8_e5m2")
+]
+"""Nothing forced, in float16: V1 FlashAttention, which stock selects on Hopper, fails or misreads
+the cache."""
 
 V1_CASES = [Case("v1-triton", V1_TRITON, EAGER)]
 """The yardstick: V1 has chunked local attention, and comes this near the reference."""

@@ -20,6 +20,7 @@ from regress.releases import in_order, installed_release, span
 from .cases import (
     FLASH_CASES,
     MULTI_STEP,
+    SELECTED,
     SPECULATIVE,
     V1_CASES,
     WITHIN_CHUNK,
@@ -30,6 +31,7 @@ from .engine import Answers
 from .reference import Reference
 
 RELEASE = installed_release()
+ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 MULTI_STEP_RELEASES = span("0.8.3", "0.9.2")
 SPECULATIVE_RELEASES = span("0.8.3", "0.9.2")
 
@@ -145,6 +147,17 @@ def test_v1(
     case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
 ) -> None:
     check(case, answers, reference, record_property)
+
+
+@pytest.mark.fail_to_pass(releases=in_order(V0_CHUNKED), raises=f"{WRONG}|engine died: ")
+@pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.skipif(not ON_HOPPER, reason="stock has this fault on Hopper alone")
+@named(SELECTED)
+def test_selected(
+    case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
+) -> None:
+    found = check(case, answers, reference, record_property)
+    record_property("backend", found.backend)
 
 
 @chunks_ignored

@@ -160,10 +160,16 @@ class LayerEngine(Engine):
         return super().forward(number, pieces, metadata[number])
 
 
+def leave_unscheduled(patch: pytest.MonkeyPatch) -> None:
+    """Have nothing computed of which kernel does what: FlashAttention's answers do not show it."""
+    module = importlib.import_module("vllm.v1.attention.backends.flash_attn")
+    patch.setattr(module, "get_scheduler_metadata", lambda **_: None, raising=False)
+
+
 def flash_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     """Replace FlashAttention's kernels."""
     patch.setattr(module, "flash_attn_varlen_func", formats.flash_attn_varlen, raising=False)
-    patch.setattr(module, "get_scheduler_metadata", lambda **_: None, raising=False)
+    leave_unscheduled(patch)
     patch.setattr(module.ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
 
 
@@ -210,7 +216,8 @@ def wide_blocks_varlen(**arguments: Any) -> torch.Tensor:
 
 
 def triton_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
-    """Replace what stands around Triton's kernels."""
+    """Replace what stands around Triton's kernels, and what plans for them in some releases."""
+    leave_unscheduled(patch)
     ops = importlib.import_module("vllm._custom_ops")
     patch.setattr(ops, "reshape_and_cache", kernels.reshape_and_cache)
     patch.setattr(ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
