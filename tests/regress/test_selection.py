@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -23,6 +25,7 @@ RELEASE = installed_release()
 WITH_V0 = span("0.8.3", "0.10.2")
 """Releases with Llama 4 in which there is something to select."""
 
+RAY_ACTORS = span("0.9.1", "0.10.2")
 NAMES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
 V0_XFORMERS = ("0", "XFORMERS")
 V1_TRITON = ("1", "TRITON_ATTN_VLLM_V1")
@@ -145,3 +148,35 @@ def test_other_models(
     v1 = (capability >= (8, 0) or RELEASE in span("0.10.2")) and kv_cache_dtype == "auto"
     if RELEASE in span("0.8.2", "0.10.2"):
         assert os.environ["VLLM_USE_V1"] == str(int(v1))
+
+
+def ray_manager() -> Any:
+    """Return what starts engines as Ray's actors, for data parallelism."""
+    for name in ("vllm.v1.engine.utils", "vllm.v1.utils"):
+        if importlib.util.find_spec(name) is not None:
+            module = importlib.import_module(name)
+            if hasattr(module, "CoreEngineActorManager"):
+                return module.CoreEngineActorManager
+    return None
+
+
+@pytest.mark.fail_to_pass(releases=in_order(span("0.9.1", "0.9.2")), raises=r"KeyError")
+@pytest.mark.skipif(RELEASE not in RAY_ACTORS, reason=f"{RELEASE} starts no engines with Ray")
+def test_ray_data_parallel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An actor has its node's environment, so engines in actors have to be told as well."""
+    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "XFORMERS")
+    ray, remote = importlib.import_module("ray"), MagicMock()
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "get", lambda _: None)
+    monkeypatch.setattr(ray, "remote", remote)
+    sizes = {"data_parallel_size": 1, "data_parallel_size_local": 1, "world_size": 1}
+    ray_manager()(
+        SimpleNamespace(parallel_config=SimpleNamespace(**sizes)),
+        addresses=MagicMock(),
+        executor_class=MagicMock(),
+        log_stats=False,
+        placement_groups=[MagicMock()],
+        local_dp_ranks=[0],
+    )
+    (call,) = remote.return_value.options.call_args_list
+    assert call.kwargs["runtime_env"]["env_vars"]["VLLM_ATTENTION_BACKEND"] == "XFORMERS"
