@@ -156,7 +156,8 @@ def new_engine(checkpoint: Reference, monkeypatch: pytest.MonkeyPatch) -> NewEng
     def new(backend: str) -> Engine:
         monkeypatch.setenv("VLLM_ATTENTION_BACKEND", backend.upper())
         module = kernels.stand_in(monkeypatch, backend)
-        config = tiny_llama4.engine_config(checkpoint.folder, {"dtype": "float32"})
+        config = tiny_llama4.engine_config(checkpoint.folder, {"dtype": "bfloat16"})
+        config.model_config.dtype = torch.float32
         config.cache_config.block_size = BLOCK
         return Engine(tiny_llama4.load(config), module, config, checkpoint)
 
