@@ -97,6 +97,11 @@ class Page:
         place = f"{release}, capability {cell.capability}, KV cache {cell.kv_cache_dtype}: "
         return self.one(f".cell[aria-label^='{place}']")
 
+    def click(self, button: WebElement) -> None:
+        """Scroll to a button, which the sheet may cover, and click it."""
+        self.run("arguments[0].scrollIntoView({block: 'nearest', inline: 'nearest'})", button)
+        button.click()
+
     def names(self) -> list[str]:
         """What is said of every cell, in the order of the grid."""
         script = "return [...document.querySelectorAll('.cell')].map((cell) => cell.ariaLabel)"

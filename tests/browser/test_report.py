@@ -60,7 +60,7 @@ def test_details(page: Page, pairs: list[Pair]) -> None:
         page.choose(cell)
         button = page.button(stock.release, cell)
         if button.get_attribute("aria-expanded") == "false":
-            button.click()
+            page.click(button)
         for one in (stock, patched):
             expected = one.llama4[cell]
             assert page.detail(one.variant) == told(expected, cell), f"{one.release} {cell}"
