@@ -28,19 +28,12 @@ from overlay import verify as verify_module
 from overlay.console import err, log_for, out, print_json, set_up_logging
 from overlay.errors import Exit, OverlayError
 from overlay.index import pip_settings
+from overlay.options import CONTEXT, EPILOG, all_option, demand_names, json_option, pass_workspace
 from overlay.project import cache_folder, find_project
 from overlay.sources import Cache, Fetcher, Kind
 from overlay.tree import check_out
 from overlay.versions import load
 from overlay.workspace import Workspace
-
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-EPILOG = """\b
-Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file not to be had,
-4 file not as pinned, 5 patch or series does not fit, 6 this machine refuses,
-70 a fault of the tool itself, 130 interrupted.
-"""
 
 
 @click.group(context_settings=CONTEXT, epilog=EPILOG)
@@ -78,19 +71,6 @@ def cli(
     context.obj = Workspace(project, fetcher)
 
 
-pass_workspace = click.make_pass_decorator(Workspace)
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
-all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
-
-
-def _demand_names(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:
-    if names and everything:
-        raise click.UsageError("name releases or pass --all, not both")
-    if not names and not everything:
-        raise click.UsageError("name one or more releases, or pass --all")
-    return names
-
-
 @cli.command(epilog=EPILOG)
 @click.argument("releases", nargs=-1)
 @all_option
@@ -112,7 +92,7 @@ def fetch(
       vllm-overlay fetch 0.8.5.post1 --wheel
       vllm-overlay fetch --all --sdist
     """
-    _demand_names(releases, everything)
+    demand_names(releases, everything)
     kinds: tuple[Kind, ...] = (kind,) if kind else ("sdist", "wheel")
     paths = {}
     for release in workspace.versions.select(releases, patched=False):
@@ -175,7 +155,7 @@ def validate(
     Example:
       vllm-overlay validate --all
     """
-    _demand_names(releases, everything)
+    demand_names(releases, everything)
     chosen = workspace.versions.select(releases, patched=False)
     with workspace.progress.steps("validating", len(chosen)) as done:
         report = validate_module.validate(workspace, chosen, done)
@@ -312,7 +292,7 @@ def lock(workspace: Workspace, releases: tuple[str, ...], everything: bool, dry_
     Example:
       vllm-overlay lock 0.8.3
     """
-    _demand_names(releases, everything)
+    demand_names(releases, everything)
     changes = lock_module.compute(workspace, workspace.versions.select(releases, patched=False))
     real = [change for change in changes if change.is_change]
     for change in real:
@@ -407,7 +387,7 @@ def matrix(
     Example:
       vllm-overlay matrix 0.8.5.post1 --stock
     """
-    _demand_names(releases, everything)
+    demand_names(releases, everything)
     if compare and (check or stock):
         raise click.UsageError("--compare runs nothing: pass neither --check nor --stock")
     root, problems, tables = workspace.project.root, list[str](), {}
@@ -685,7 +665,7 @@ def selfcheck(workspace: Workspace, releases: tuple[str, ...], everything: bool)
     Example:
       vllm-overlay selfcheck 0.8.3 0.10.2
     """
-    _demand_names(releases, everything)
+    demand_names(releases, everything)
     wrong = 0
     for one in workspace.versions.select(releases, patched=True):
         with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
