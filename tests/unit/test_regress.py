@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from overlay.environment import KEEP, UvCache
-from overlay.regress import Case, judge, markdown, read_junit
+from overlay.junit import Case, parse
+from overlay.regress import judge, markdown
 
 from .conftest import Upstream
 
@@ -36,7 +37,7 @@ VERY_ERROR = "TypeError: XFormersImpl.__init__() got an unexpected keyword argum
 
 
 def test_junit() -> None:
-    cases = {c.name: c for c in read_junit(JUNIT)}
+    cases = {c.name: c for c in parse(JUNIT)}
     assert cases["t::f2p"].outcome == "failed"
     assert cases["t::f2p"].raises == "TypeError: .*use_irope"
     assert cases["t::p2p"].outcome == "passed"
@@ -62,7 +63,7 @@ def test_measures_as_table() -> None:
         "| a | 10.9 → 0.069 | 0.1 | failed | passed |",
         "| b | 0.066 |  | failed | passed |",
     ]
-    assert {c.name: c.measures for c in read_junit(JUNIT)}["t::p2p"] == {"past_chunk": "0.066"}
+    assert {c.name: c.measures for c in parse(JUNIT)}["t::p2p"] == {"past_chunk": "0.066"}
 
 
 def test_fail_to_pass() -> None:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from overlay import bench as bench_module
 from overlay import doctor as doctor_module
-from overlay import environment, gpus, probe, sdist, wheel
+from overlay import environment, gpus, junit, probe, sdist, wheel
 from overlay import explain as explain_module
 from overlay import lock as lock_module
 from overlay import matrix as matrix_module
@@ -30,6 +30,7 @@ from overlay.errors import Exit, OverlayError
 from overlay.index import pip_settings
 from overlay.options import CONTEXT, EPILOG, all_option, demand_names, json_option, pass_workspace
 from overlay.project import cache_folder, find_project
+from overlay.results import Verdict
 from overlay.sources import Cache, Fetcher, Kind
 from overlay.tree import check_out
 from overlay.versions import load
@@ -340,7 +341,7 @@ def regress(
     _report(verdict, as_json)
 
 
-def _report(verdict: regress_module.Verdict, as_json: bool) -> None:
+def _report(verdict: Verdict, as_json: bool) -> None:
     if as_json:
         print_json(dataclasses.asdict(verdict))
     else:
@@ -593,20 +594,20 @@ def judge(release: str, stock: Path, patched: Path, markdown: bool, as_json: boo
     Example:
       vllm-overlay judge 0.8.3 stock.xml patched.xml
     """
-    before, after = map(regress_module.read_run, (stock, patched))
+    before, after = map(junit.read, (stock, patched))
     if markdown:
         out.print(regress_module.markdown(before, after), markup=False, soft_wrap=True)
     _report(regress_module.judge(release, before, after), as_json)
 
 
-def _print_verdict(verdict: regress_module.Verdict) -> None:
+def _print_verdict(verdict: Verdict) -> None:
     for name in verdict.fail_to_pass:
         out.print(f"FAIL_TO_PASS {name}", markup=False)
     for name, why in verdict.skipped.items():
         out.print(f"SKIPPED {name}: {why}", markup=False)
     for problem in verdict.problems:
         err.print(problem, style="red", markup=False)
-    out.print(f"{verdict.release}: {regress_module.summary(verdict)}")
+    out.print(f"{verdict.release}: {verdict.counts}")
 
 
 @cli.command(epilog=EPILOG)

@@ -143,6 +143,14 @@ class Environment:
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
+    def version(self) -> str:
+        """Its Python's version, as venv writes it down."""
+        for line in (self.folder / "pyvenv.cfg").read_text("utf-8").splitlines():
+            key, _, value = line.partition("=")
+            if key.strip() in ("version", "version_info"):
+                return value.strip()
+        return ""
+
     def _uv(self, *arguments: str) -> None:
         log_for(self.release.name).debug("uv %s", " ".join(arguments))
         done = subprocess.run(

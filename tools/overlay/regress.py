@@ -8,61 +8,22 @@ error, they state in junit properties (tests/regress/conftest.py), and `judge` c
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
-from xml.etree import ElementTree
 
-from overlay import wheel
+from overlay import pytest_run, results
 from overlay.console import log_for
-from overlay.environment import Environment
 from overlay.errors import Exit, OverlayError
+from overlay.junit import Case
+from overlay.results import Verdict
 from overlay.versions import Release
 from overlay.workspace import Workspace
 
 #: Suites of tests, by the folder in tests/ that holds them, with the seconds that one run may take:
 #: a hang is an error and no wait.
 SUITES = {"regress": 900.0, "gpu": 3600.0}
-#: Properties of a test that say what is expected of it; any other is a measure.
-EXPECTATION = ("expect_on_stock", "fail_to_pass_releases", "raises")
 #: What the tests need beside the wheel.
 NEEDS = ("pytest", "pytest-xdist", "hypothesis")
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test in one run."""
-
-    name: str
-    """Node id."""
-    outcome: str
-    """passed, failed, error or skipped."""
-    message: str
-    """Why it failed or was skipped."""
-    expect_on_stock: str
-    """pass or fail."""
-    raises: str
-    """Regex that a failure on stock must match."""
-    measures: dict[str, str] = field(default_factory=dict)
-    """What the test measured, by name."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A release's two runs, compared."""
-
-    release: str
-    fail_to_pass: tuple[str, ...]
-    """Tests that failed on stock with the very error and passed on patched."""
-    pass_to_pass: tuple[str, ...]
-    """Tests that passed on both."""
-    skipped: dict[str, str]
-    """Tests that ran on neither, with the reason."""
-    problems: tuple[str, ...]
-    """What should not be so, a line each."""
 
 
 def run(
@@ -84,108 +45,24 @@ def run(
             "no regression tests here", f"{tests} does not exist",
             "Run it in a checkout of the overlay", Exit.USAGE,
         )  # fmt: skip
-    official = workspace.fetcher.fetch(release, "wheel", check=True)
-    built = wheel.build(workspace, release, folder / "dist").path if release.is_patched else None
-    environment = _environment(workspace, release, folder / "venv", official)
-    try:
-        stock = _pytest(environment, tests / suite, folder, "stock")
+    runs = pytest_run.Runs(workspace, release, folder, NEEDS)
+    with runs.kept(keep):
+        stock = runs.run("stock", _arguments(tests / suite), SUITES[suite])
         patched = None
-        if built:
-            environment.install(str(built), *NEEDS)
-            patched = _pytest(environment, tests / suite, folder, "patched")
-    finally:
-        if not keep:
-            for used in (environment.folder, folder / "dist"):
-                shutil.rmtree(used, ignore_errors=True)
-            environment.cache.forget(workspace.versions.upstream.project)
-    verdict = judge(release.name, stock, patched)
-    log.info("%s", summary(verdict))
+        if release.is_patched:
+            patched = runs.run("patched", _arguments(tests / suite), SUITES[suite])
+        verdict = judge(release.name, stock, patched)
+        results.keep(folder, release, suite, verdict, runs.environment.version())
+    log.info("%s", verdict.counts)
     return verdict
 
 
-def _environment(
-    workspace: Workspace, release: Release, folder: Path, official: Path
-) -> Environment:
-    log = log_for(release.name)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    start = time.monotonic()
-    environment = Environment.create(
-        folder, release, workspace.versions.python, workspace.fetcher.cache.folder
-    )
-    environment.install(str(official), *NEEDS)
-    log.info("environment with stock %s after %.0f s", release.name, time.monotonic() - start)
-    return environment
-
-
-def _pytest(environment: Environment, suite: Path, folder: Path, which: str) -> list[Case]:
-    log = log_for(environment.release.name)
-    xml = folder / f"{which}.xml"
-    xml.unlink(missing_ok=True)
-    arguments = [
-        "-m", "pytest", "-p", "no:cacheprovider", "-c", str(suite.parent / "pytest.ini"),
-        "--rootdir", str(suite.parent), str(suite), "-q", "-rs", f"--junitxml={xml}",
-        "-n", "auto", "--dist", "worksteal",
+def _arguments(suite: Path) -> list[str]:
+    """pytest's, for all of a suite."""
+    return [
+        "-p", "no:cacheprovider", "-c", str(suite.parent / "pytest.ini"), "--rootdir",
+        str(suite.parent), str(suite), "-q", "-rs", "-n", "auto", "--dist", "worksteal",
     ]  # fmt: skip
-    start = time.monotonic()
-    timeout = SUITES[suite.name]
-    try:
-        done = environment.run(arguments, {}, folder, timeout)
-    except subprocess.TimeoutExpired as error:
-        raise _broken(environment, which, f"no end after {timeout:.0f} s") from error
-    output = folder / f"{which}.log"
-    output.write_text(done.stdout + done.stderr, "utf-8")
-    if done.returncode not in (0, 1) or not xml.is_file():
-        last = (done.stdout + done.stderr).strip().splitlines()[-1:] or ["it said nothing"]
-        raise _broken(environment, which, f"exit status {done.returncode}: {last[0]}; see {output}")
-    cases = read_run(xml)
-    failed = sum(c.outcome in ("failed", "error") for c in cases)
-    log.info("%s: %d tests, %d failed, %.0f s", which, len(cases), failed, time.monotonic() - start)
-    return cases
-
-
-def _broken(environment: Environment, which: str, why: str) -> OverlayError:
-    return OverlayError(
-        f"{environment.release.name}: pytest broke on the {which} wheel", why,
-        "Run it again with --keep and look into the environment", Exit.ENVIRONMENT,
-    )  # fmt: skip
-
-
-def read_run(file: Path) -> list[Case]:
-    """The tests of a run whose junit XML is in `file`.
-
-    Raises:
-        OverlayError: it is no junit XML.
-    """
-    try:
-        return read_junit(file.read_text("utf-8"))
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
-        raise OverlayError(
-            f"{file} can't be read", f"it is no XML: {error}",
-            "Pass the file that pytest --junitxml=FILE wrote", Exit.USAGE,
-        ) from error  # fmt: skip
-
-
-def read_junit(xml: str) -> list[Case]:
-    """The tests of a junit XML file that pytest wrote."""
-    return [_case(node) for node in ElementTree.fromstring(xml).iter("testcase")]
-
-
-def _case(node: ElementTree.Element) -> Case:
-    properties = {p.get("name", ""): p.get("value", "") for p in node.iter("property")}
-    outcome, message = "passed", ""
-    for child, found in (("skipped", "skipped"), ("failure", "failed"), ("error", "error")):
-        result = node.find(child)
-        if result is not None:
-            outcome, message = found, f"{result.get('message', '')}\n{result.text or ''}"
-    name = f"{node.get('classname', '')}::{node.get('name', '')}"
-    return Case(
-        name,
-        outcome,
-        message.strip(),
-        properties.get("expect_on_stock", "pass"),
-        properties.get("raises", ""),
-        {name: value for name, value in properties.items() if name not in EXPECTATION},
-    )
 
 
 def judge(release: str, stock: Iterable[Case], patched: Iterable[Case] | None) -> Verdict:
@@ -201,7 +78,7 @@ def judge(release: str, stock: Iterable[Case], patched: Iterable[Case] | None) -
     for name in before.keys() & after.keys():
         old, new = before[name], after[name]
         if old.outcome == new.outcome == "skipped":
-            skipped[name] = old.message.split("\n")[0]
+            skipped[name] = old.first_line
         elif found := _problem(old, new):
             problems[name] = found
         elif old.expect_on_stock == "fail":
@@ -236,16 +113,12 @@ def _problem(old: Case, new: Case) -> str | None:
         if old.outcome == "passed":
             return "passes on stock, where it should fail"
         if old.outcome == "skipped" or not re.search(old.raises, old.message):
-            return f"{old.outcome} on stock, but not with {old.raises!r}: {_last_line(old)}"
+            return f"{old.outcome} on stock, but not with {old.raises!r}: {old.first_line}"
     elif old.outcome != "passed":
-        return f"{old.outcome} on stock: {_last_line(old)}"
+        return f"{old.outcome} on stock: {old.first_line}"
     if new.outcome != "passed":
-        return f"{new.outcome} on patched: {_last_line(new)}"
+        return f"{new.outcome} on patched: {new.first_line}"
     return None
-
-
-def _last_line(case: Case) -> str:
-    return case.message.split("\n")[0]
 
 
 def markdown(stock: Iterable[Case], patched: Iterable[Case]) -> str:
@@ -265,11 +138,3 @@ def markdown(stock: Iterable[Case], patched: Iterable[Case]) -> str:
 
 def _change(old: str | None, new: str | None) -> str:
     return f"{old} → {new}" if old and new and old != new else new or ""
-
-
-def summary(verdict: Verdict) -> str:
-    """The verdict in a line."""
-    return (
-        f"{len(verdict.fail_to_pass)} FAIL_TO_PASS, {len(verdict.pass_to_pass)} PASS_TO_PASS, "
-        f"{len(verdict.skipped)} skipped, {len(verdict.problems)} problems"
-    )

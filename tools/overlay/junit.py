@@ -1,0 +1,73 @@
+"""What pytest writes of a run: its junit XML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.etree import ElementTree
+
+from overlay.errors import Exit, OverlayError
+
+#: Properties of a test that say what is expected of it; any other is a measure.
+EXPECTATION = ("expect_on_stock", "fail_to_pass_releases", "raises")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test in one run."""
+
+    name: str
+    """Node id, with dots for the folders and the module."""
+    outcome: str
+    """passed, failed, error or skipped."""
+    message: str
+    """Why it failed or was skipped."""
+    expect_on_stock: str
+    """pass or fail."""
+    raises: str
+    """Regex that a failure on stock must match."""
+    measures: dict[str, str] = field(default_factory=dict)
+    """What the test measured, by name."""
+
+    @property
+    def first_line(self) -> str:
+        """The first line of the message."""
+        return self.message.split("\n")[0]
+
+
+def read(file: Path) -> list[Case]:
+    """The tests of a run whose junit XML is in `file`.
+
+    Raises:
+        OverlayError: it is no junit XML.
+    """
+    try:
+        return parse(file.read_text("utf-8"))
+    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        raise OverlayError(
+            f"{file} can't be read", f"it is no XML: {error}",
+            "Pass the file that pytest --junitxml=FILE wrote", Exit.USAGE,
+        ) from error  # fmt: skip
+
+
+def parse(xml: str) -> list[Case]:
+    """The tests of a junit XML file that pytest wrote."""
+    return [_case(node) for node in ElementTree.fromstring(xml).iter("testcase")]
+
+
+def _case(node: ElementTree.Element) -> Case:
+    properties = {p.get("name", ""): p.get("value", "") for p in node.iter("property")}
+    outcome, message = "passed", ""
+    for child, found in (("skipped", "skipped"), ("failure", "failed"), ("error", "error")):
+        result = node.find(child)
+        if result is not None:
+            outcome, message = found, f"{result.get('message', '')}\n{result.text or ''}"
+    name = f"{node.get('classname', '')}::{node.get('name', '')}"
+    return Case(
+        name,
+        outcome,
+        message.strip(),
+        properties.get("expect_on_stock", "pass"),
+        properties.get("raises", ""),
+        {name: value for name, value in properties.items() if name not in EXPECTATION},
+    )

@@ -1,0 +1,109 @@
+"""pytest on a release's stock wheel, then on the patched one, both installed as a user would.
+
+They take turns in one environment, which is made when the first of them is needed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from overlay import junit, wheel
+from overlay.console import log_for
+from overlay.environment import Environment
+from overlay.errors import Exit, OverlayError
+from overlay.junit import Case
+from overlay.versions import Release
+from overlay.workspace import Workspace
+
+Which = Literal["stock", "patched"]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one suite on one release; junit XML and pytest's output stay in `folder`."""
+
+    workspace: Workspace
+    release: Release
+    folder: Path
+    needs: tuple[str, ...]
+    """Requirements of the tests beside the wheel."""
+
+    @contextmanager
+    def kept(self, keep: bool) -> Iterator[None]:
+        """The environment and the patched wheel go at the end, unless `keep`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            yield
+        finally:
+            if not keep:
+                for used in (self.folder / "venv", self.folder / "dist"):
+                    shutil.rmtree(used, ignore_errors=True)
+                if "environment" in vars(self):  # else it was never made
+                    self.environment.cache.forget(self.workspace.versions.upstream.project)
+
+    @cached_property
+    def environment(self) -> Environment:
+        """A new environment for the release, with nothing in it."""
+        return Environment.create(
+            self.folder / "venv",
+            self.release,
+            self.workspace.versions.python,
+            self.workspace.fetcher.cache.folder,
+        )
+
+    def wheel(self, which: Which) -> Path:
+        """The official wheel, checked, or the patched one, built."""
+        if which == "stock":
+            return self.workspace.fetcher.fetch(self.release, "wheel", check=True)
+        return wheel.build(self.workspace, self.release, self.folder / "dist").path
+
+    def run(
+        self,
+        which: Which,
+        arguments: Sequence[str],
+        timeout: float,
+        env: Mapping[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> list[Case]:
+        """Install a wheel and run pytest with `arguments` for at most `timeout` seconds.
+
+        Raises:
+            OverlayError: the wheel can't be had, the environment can't be made, or pytest itself
+                breaks. A failing test is no exception: it is among the cases.
+        """
+        log = log_for(self.release.name)
+        start = time.monotonic()
+        self.environment.install(str(self.wheel(which)), *self.needs)
+        log.info("%s: installed after %.0f s", which, time.monotonic() - start)
+        xml, output = self.folder / f"{which}.xml", self.folder / f"{which}.log"
+        xml.unlink(missing_ok=True)
+        command = ["-m", "pytest", *arguments, f"--junitxml={xml}"]
+        start = time.monotonic()
+        try:
+            done = self.environment.run(command, env or {}, cwd or self.folder, timeout)
+        except subprocess.TimeoutExpired as error:
+            raise self._broken(which, f"no end after {timeout:.0f} s") from error
+        said = done.stdout + done.stderr
+        output.write_text(said, "utf-8")
+        if done.returncode not in (0, 1) or not xml.is_file():
+            last = said.strip().splitlines()[-1:] or ["it said nothing"]
+            raise self._broken(which, f"exit status {done.returncode}: {last[0]}; see {output}")
+        cases = junit.read(xml)
+        bad = sum(case.outcome in ("failed", "error") for case in cases)
+        took = time.monotonic() - start
+        log.info("%s: %d tests, %d failed, %.0f s", which, len(cases), bad, took)
+        return cases
+
+    def _broken(self, which: Which, why: str) -> OverlayError:
+        return OverlayError(
+            f"{self.release.name}: pytest broke on the {which} wheel", why,
+            "Run it again with --keep and look into the environment", Exit.ENVIRONMENT,
+        )  # fmt: skip
