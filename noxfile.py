@@ -2,6 +2,7 @@
 
 nox                          what the README calls the tests: lint, types, units, validate
 nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
+nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched wheel
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
 nox -s wheels                every wheel built twice, compared and verified
@@ -75,6 +76,14 @@ def regress(session: nox.Session, release: str) -> None:
     """FAIL_TO_PASS tests of one release, on its stock and on its patched wheel."""
     session.install("-e", ".")
     session.run("vllm-overlay", "regress", release, *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+@nox.parametrize("release", PATCHED, ids=PATCHED)
+def upstream(session: nox.Session, release: str) -> None:
+    """Upstream's own tests of one release, on its stock and on its patched wheel."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "upstream", release, *session.posargs)
 
 
 @nox.session(tags=["matrix"])

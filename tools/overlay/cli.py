@@ -23,6 +23,7 @@ from overlay import lock as lock_module
 from overlay import matrix as matrix_module
 from overlay import regress as regress_module
 from overlay import report as report_module
+from overlay import upstream as upstream_module
 from overlay import validate as validate_module
 from overlay import verify as verify_module
 from overlay.console import err, log_for, out, print_json, set_up_logging
@@ -338,6 +339,37 @@ def regress(
     """
     one = workspace.versions.get(release)
     verdict = regress_module.run(workspace, one, (folder / one.name).absolute(), keep, suite)
+    _report(verdict, as_json)
+
+
+@cli.command(epilog=EPILOG)
+@click.argument("release")
+@click.option("--anew", is_flag=True, help="Run the stock wheel again, even if its result is kept.")
+@click.option("--keep", is_flag=True, help="Keep the environment and the tests, for a look.")
+@click.option(
+    "--work",
+    "folder",
+    default="work/upstream",
+    type=click.Path(path_type=Path),
+    show_default=True,
+    help="Where environment, tests, junit XML and logs go, in a folder of the release's name.",
+)
+@json_option
+@pass_workspace
+def upstream(
+    workspace: Workspace, release: str, anew: bool, keep: bool, folder: Path, as_json: bool
+) -> None:
+    """Run upstream's own tests on a release's stock wheel and on the patched one; compare.
+
+    What passes on stock must pass on patched, and so must the tests that the patches bring. What
+    passes on neither is listed with the reason. No GPU, no network; needs 10 GB for a while.
+
+    \b
+    Example:
+      vllm-overlay upstream 0.9.2
+    """
+    one = workspace.versions.get_patched(release)
+    verdict = upstream_module.run(workspace, one, (folder / one.name).absolute(), keep, anew)
     _report(verdict, as_json)
 
 

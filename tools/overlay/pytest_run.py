@@ -65,45 +65,55 @@ class Runs:
             return self.workspace.fetcher.fetch(self.release, "wheel", check=True)
         return wheel.build(self.workspace, self.release, self.folder / "dist").path
 
+    def install(self, which: Which) -> None:
+        """Install a wheel, in place of the other one.
+
+        Raises:
+            OverlayError: it can't be had, or uv refuses.
+        """
+        start = time.monotonic()
+        self.environment.install(str(self.wheel(which)), *self.needs)
+        took = time.monotonic() - start
+        log_for(self.release.name).info("%s: installed after %.0f s", which, took)
+
     def run(
         self,
-        which: Which,
+        label: str,
         arguments: Sequence[str],
         timeout: float,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> list[Case]:
-        """Install a wheel and run pytest with `arguments` for at most `timeout` seconds.
+        """Run pytest with `arguments` for at most `timeout` seconds, on what is installed.
+
+        `label` names the run in the log and in its files.
 
         Raises:
-            OverlayError: the wheel can't be had, the environment can't be made, or pytest itself
-                breaks. A failing test is no exception: it is among the cases.
+            OverlayError: pytest itself breaks. A failing test is no exception: it is among the
+                cases.
         """
         log = log_for(self.release.name)
-        start = time.monotonic()
-        self.environment.install(str(self.wheel(which)), *self.needs)
-        log.info("%s: installed after %.0f s", which, time.monotonic() - start)
-        xml, output = self.folder / f"{which}.xml", self.folder / f"{which}.log"
+        xml, output = self.folder / f"{label}.xml", self.folder / f"{label}.log"
         xml.unlink(missing_ok=True)
         command = ["-m", "pytest", *arguments, f"--junitxml={xml}"]
         start = time.monotonic()
         try:
             done = self.environment.run(command, env or {}, cwd or self.folder, timeout)
         except subprocess.TimeoutExpired as error:
-            raise self._broken(which, f"no end after {timeout:.0f} s") from error
+            raise self._broken(label, f"no end after {timeout:.0f} s") from error
         said = done.stdout + done.stderr
         output.write_text(said, "utf-8")
         if done.returncode not in (0, 1) or not xml.is_file():
             last = said.strip().splitlines()[-1:] or ["it said nothing"]
-            raise self._broken(which, f"exit status {done.returncode}: {last[0]}; see {output}")
+            raise self._broken(label, f"exit status {done.returncode}: {last[0]}; see {output}")
         cases = junit.read(xml)
         bad = sum(case.outcome in ("failed", "error") for case in cases)
         took = time.monotonic() - start
-        log.info("%s: %d tests, %d failed, %.0f s", which, len(cases), bad, took)
+        log.info("%s: %d tests, %d failed, %.0f s", label, len(cases), bad, took)
         return cases
 
-    def _broken(self, which: Which, why: str) -> OverlayError:
+    def _broken(self, label: str, why: str) -> OverlayError:
         return OverlayError(
-            f"{self.release.name}: pytest broke on the {which} wheel", why,
+            f"{self.release.name}: pytest broke in the run {label}", why,
             "Run it again with --keep and look into the environment", Exit.ENVIRONMENT,
         )  # fmt: skip

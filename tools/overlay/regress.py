@@ -47,10 +47,13 @@ def run(
         )  # fmt: skip
     runs = pytest_run.Runs(workspace, release, folder, NEEDS)
     with runs.kept(keep):
-        stock = runs.run("stock", _arguments(tests / suite), SUITES[suite])
+        arguments = _arguments(tests / suite)
+        runs.install("stock")
+        stock = runs.run("stock", arguments, SUITES[suite])
         patched = None
         if release.is_patched:
-            patched = runs.run("patched", _arguments(tests / suite), SUITES[suite])
+            runs.install("patched")
+            patched = runs.run("patched", arguments, SUITES[suite])
         verdict = judge(release.name, stock, patched)
         results.keep(folder, release, suite, verdict, runs.environment.version())
     log.info("%s", verdict.counts)

@@ -74,6 +74,9 @@ class Upstream(_Model):
     """Its name on the package index."""
     repository: str
     """Its public repository, for links in reports and pull requests."""
+    tests: tuple[str, ...] = ()
+    """Files and folders under its tests/ that can say something without a GPU and without a model
+    hub. A release runs those it has."""
 
 
 class Overlay(_Model):

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overlay import upstream as module
+from overlay.junit import Case
+from overlay.results import Verdict
+from overlay.upstream import Selected, judge, reason
+
+from .conftest import Ran
+
+Run = Callable[..., Ran]
+
+
+def case(name: str, outcome: str = "passed", message: str = "") -> Case:
+    return Case(name, outcome, message, "pass", "")
+
+
+#: Enough others that pass.
+OTHERS = [case(f"tests.test_many::test_{number}") for number in range(module.FLOOR)]
+
+
+def selected(*brought: str, missing: tuple[str, ...] = ()) -> Selected:
+    return Selected(
+        Path(), ("tests/test_a.py",), missing, "key", lambda found: found.name in brought
+    )
+
+
+def verdict(stock: list[Case], patched: list[Case], *brought: str) -> Verdict:
+    return judge("1.0", [*stock, *OTHERS], [*patched, *OTHERS], selected(*brought))
+
+
+def test_what_passes_on_both_is_pass_to_pass() -> None:
+    found = verdict([case("t::a")], [case("t::a")])
+    assert "t::a" in found.pass_to_pass
+    assert found.problems == ()
+
+
+def test_a_lost_test_is_a_problem() -> None:
+    found = verdict([case("t::a")], [case("t::a", "failed", "assert 1 == 2")])
+    assert found.problems == ("1.0: t::a: passes on stock, failed (assert 1 == 2) on patched",)
+
+
+def test_so_is_one_that_is_no_longer_there() -> None:
+    found = verdict([case("t::a")], [])
+    assert found.problems == ("1.0: t::a: passes on stock, is not there on patched",)
+
+
+def test_a_test_that_the_patches_bring_is_fail_to_pass() -> None:
+    # Stock can't even import its file.
+    stock = [case("::tests.test_new", "error", "collection failure\nImportError: no such name")]
+    found = verdict(stock, [case("tests.test_new::a")], "tests.test_new::a")
+    assert found.fail_to_pass == ("tests.test_new::a",)
+    assert found.skipped == {}
+    assert found.problems == ()
+
+
+def test_one_that_the_patches_bring_must_pass() -> None:
+    found = verdict([], [case("t::new", "failed", "assert 0")], "t::new")
+    assert len(found.problems) == 1
+    assert "the patches bring it" in found.problems[0]
+
+
+def test_or_be_skipped_with_a_reason() -> None:
+    found = verdict([], [case("t::new", "skipped", "needs a GPU")], "t::new")
+    assert found.problems == ()
+    assert found.skipped == {"t::new": "skipped by itself: needs a GPU"}
+
+
+def test_what_passes_on_neither_is_listed() -> None:
+    failed = case("t::gpu", "failed", "RuntimeError: Found no NVIDIA driver on your system.")
+    assert verdict([failed], [failed]).skipped == {"t::gpu": "needs a GPU"}
+
+
+def test_too_few_tests_prove_nothing() -> None:
+    found = judge("1.0", [case("t::a")], [case("t::a")], selected())
+    assert "fewer than 900 tests pass" in found.problems[0]
+
+
+def test_files_that_a_release_has_not_are_listed() -> None:
+    found = judge("1.0", OTHERS, OTHERS, selected(missing=("tests/v1/new",)))
+    assert found.skipped == {"tests/v1/new": "this release has no such file"}
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("OSError: We couldn't connect to the server to load this file", "needs the model hub"),
+        ("ModuleNotFoundError: No module named 'librosa'", "ask for: librosa"),
+        ("AssertionError: Torch not compiled with CUDA enabled", "needs a GPU"),
+        ("Failed: Timeout >120.0s", "does not end within"),
+        ("assert 1 == 2", "fails here: assert 1 == 2"),
+    ],
+)
+def test_reasons(message: str, expected: str) -> None:
+    assert expected in reason(case("t::a", "failed", message))
+
+
+def test_a_control_has_no_patches(run: Run) -> None:
+    ran = run("upstream", "0.9")
+    assert ran.status == 2
+    assert "has no patches" in ran.err
+
+
+def test_without_a_checkout_it_says_so(run: Run) -> None:
+    ran = run("upstream", "1.0")
+    assert ran.status == 2
+    assert "Run it in a checkout" in ran.err
