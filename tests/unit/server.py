@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ class Faults:
     """Answer 200 with the whole file whatever Range asks."""
     body: bytes | None = None
     """Serve these bytes in place of the file's."""
+    yanked: dict[str, str] = field(default_factory=dict)
+    """Files listed as yanked, with the reason."""
+    no_hashes: bool = False
+    """List files without their sha256."""
     requests: list[str] = field(default_factory=list)
     """What was asked, with the Range header if there was one."""
 
@@ -43,9 +48,21 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._file(self.faults.body or (self.folder / name).read_bytes())
 
+    def do_HEAD(self) -> None:
+        file = self.folder / self.path.rsplit("/", 1)[1]
+        self.send_response(200 if file.is_file() else 404)
+        self.send_header("Content-Length", str(file.stat().st_size if file.is_file() else 0))
+        self.end_headers()
+
     def _listing(self) -> bytes:
-        names = sorted(p.name for p in self.folder.iterdir())
-        return "".join(f'<a href="/files/{n}">{n}</a>\n' for n in names).encode()
+        return "".join(map(self._anchor, sorted(self.folder.iterdir()))).encode()
+
+    def _anchor(self, file: Path) -> str:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        fragment = "" if self.faults.no_hashes else f"#sha256={digest}"
+        reason = self.faults.yanked.get(file.name)
+        yanked = "" if reason is None else f' data-yanked="{reason}"'
+        return f'<a href="/files/{file.name}{fragment}"{yanked}>{file.name}</a>\n'
 
     def _file(self, data: bytes) -> None:
         start, status = 0, 200

@@ -160,6 +160,57 @@ def find_file(http: PyPIClient, settings: IndexSettings, project: str, file: str
     Raises:
         OverlayError: no index answers, or none of them has it.
     """
+    listed, failures = _ask(http, settings, project)
+    links = [link for link in listed if link.filename == file]
+    if not links:
+        raise _not_found(file, failures)
+    return links
+
+
+def list_files(http: PyPIClient, settings: IndexSettings, project: str) -> list[Link]:
+    """Every file of the project, folders first, then indexes in order.
+
+    Raises:
+        OverlayError: a place does not answer (the list would have holes), or none knows it.
+    """
+    links, failures = _ask(http, settings, project)
+    if failures or not links:
+        raise _not_found(f"the releases of {project}", failures)
+    return links
+
+
+def stated_sha256(link: Link) -> str | None:
+    """The sha256 that the index states of a file, in its JSON or in the link's fragment."""
+    values = (link.hash_option or {}).get("sha256", [])
+    return next((value.lower() for value in values), None)
+
+
+def size_of(http: PyPIClient, link: Link) -> int:
+    """Bytes of a file, from its server or the disk.
+
+    Raises:
+        OverlayError: it does not say.
+    """
+    if link.is_file:
+        return link.file_path.stat().st_size
+    try:
+        for attempt in stamina.retry_context(on=is_transient, attempts=ATTEMPTS, wait_max=WAIT_MAX):
+            with attempt:
+                # identity: the size of a transfer encoding is another one.
+                answer = http.head(link.normalized, headers={"Accept-Encoding": "identity"})
+                answer.raise_for_status()
+        return int(answer.headers["Content-Length"])
+    except (httpx2.HTTPError, httpx2.InvalidURL, KeyError, ValueError) as error:
+        raise OverlayError(
+            f"cannot tell the size of {link.filename}",
+            f"{link.redacted}: {reason(error)}",
+            "Check the network and run it again",
+            Exit.UNAVAILABLE,
+        ) from error
+
+
+def _ask(http: PyPIClient, settings: IndexSettings, project: str) -> tuple[list[Link], list[str]]:
+    """What all places list of the project, and those that did not answer, with the reason."""
     places = [
         *((_location(text), True) for text in settings.find_links),
         *((_location(f"{root.rstrip('/')}/{project}/"), False) for root in settings.index_urls),
@@ -170,12 +221,10 @@ def find_file(http: PyPIClient, settings: IndexSettings, project: str, file: str
     failures: list[str] = []
     for place, expand in places:
         try:
-            links += [link for link in _links(fetcher, place, expand) if link.filename == file]
+            links += _links(fetcher, place, expand)
         except (LinkCollectError, httpx2.HTTPError, OSError, ValueError) as error:
             failures.append(f"{place.redacted}: {reason(error)}")
-    if not links:
-        raise _not_found(file, failures)
-    return links
+    return links, failures
 
 
 def _location(text: str) -> Link:

@@ -75,22 +75,66 @@ class Fetcher:
             OverlayError: it can't be had, or is not the file that is pinned.
         """
         pinned: PinnedFile = getattr(release, kind)
-        path = self.cache.path(pinned)
-        if self.cache.has(pinned):
-            if check and sha256(path) != pinned.sha256:
-                raise damaged(release, path)
-            return path
-        if self.offline:
+        if self.offline and not self.cache.has(pinned):
             raise OverlayError(
                 f"{release.name}: {pinned.file} is not in the cache",
-                f"{path.parent} does not hold it and --offline forbids fetching",
+                f"{self.cache.path(pinned).parent} does not hold it and --offline forbids fetching",
                 f"Run 'vllm-overlay fetch {release.name} --{kind}' with a network",
                 Exit.UNAVAILABLE,
             )
+        return self.fetch_file(release.name, pinned, check=check)
+
+    def fetch_file(self, name: str, pinned: PinnedFile, *, check: bool = False) -> Path:
+        """Like `fetch`, for a file of release `name` that VERSIONS.toml need not know.
+
+        Raises:
+            OverlayError: it can't be had, or is not the file that is pinned.
+        """
+        path = self.cache.path(pinned)
+        if self.cache.has(pinned):
+            if check and sha256(path) != pinned.sha256:
+                raise damaged(name, path)
+            return path
         with self._lock(path):
             if not self.cache.has(pinned):  # another run may have fetched it meanwhile
-                self._fetch(release, pinned, path)
+                self._fetch(name, pinned, path)
         return path
+
+    def listed(self) -> list[Link]:
+        """Every file of the project that the index or a folder of the settings lists.
+
+        Raises:
+            OverlayError: one of them does not answer, none knows it, or --offline forbids asking.
+        """
+        if self.offline:
+            raise OverlayError(
+                f"cannot list the releases of {self.project}",
+                "the index has to be asked, which --offline forbids",
+                "Run it without --offline",
+                Exit.USAGE,
+            )
+        return index.list_files(self._http, self._settings, self.project)
+
+    def pin(self, link: Link) -> PinnedFile:
+        """The file's pin: the sha256 that the index states, and its size.
+
+        A local file is read where nothing states its sha256.
+
+        Raises:
+            OverlayError: the index states none, or the file's server does not answer.
+        """
+        stated = index.stated_sha256(link)
+        if stated is None and link.is_file:
+            stated = sha256(link.file_path)
+        if stated is None:
+            raise OverlayError(
+                f"cannot pin {link.filename}",
+                f"{link.redacted} is listed without a sha256",
+                "Pass --index-url with an index that states hashes",
+                Exit.INTEGRITY,
+            )
+        size = index.size_of(self._http, link)
+        return PinnedFile(file=link.filename, sha256=stated, size=size)
 
     @contextmanager
     def _lock(self, path: Path) -> Iterator[None]:
@@ -107,14 +151,14 @@ class Fetcher:
                 Exit.ENVIRONMENT,
             ) from error
 
-    def _fetch(self, release: Release, pinned: PinnedFile, path: Path) -> None:
+    def _fetch(self, name: str, pinned: PinnedFile, path: Path) -> None:
         links = index.find_file(self._http, self._settings, self.project, pinned.file)
         part = path.with_name(path.name + ".part")
         failures: list[OverlayError] = []
         for link in links:
             try:
-                self._download(release, pinned, link, part)
-                _demand(release, pinned, part, link)
+                self._download(name, pinned, link, part)
+                _demand(name, pinned, part, link)
             except OverlayError as error:
                 failures.append(error)
                 continue
@@ -122,7 +166,7 @@ class Fetcher:
             return
         raise failures[0]
 
-    def _download(self, release: Release, pinned: PinnedFile, link: Link, part: Path) -> None:
+    def _download(self, name: str, pinned: PinnedFile, link: Link, part: Path) -> None:
         """Bring `part` to its full size, from where an earlier try left it.
 
         Raises:
@@ -133,16 +177,16 @@ class Fetcher:
                 on=index.is_transient, attempts=index.ATTEMPTS, wait_max=index.WAIT_MAX
             ):
                 with attempt:
-                    self._stream(release, pinned, link, part)
+                    self._stream(name, pinned, link, part)
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise OverlayError(
-                f"{release.name}: cannot fetch {pinned.file}",
+                f"{name}: cannot fetch {pinned.file}",
                 f"{link.redacted}: {index.reason(error)}",
                 "Check the network and run it again: it resumes where it stopped",
                 Exit.UNAVAILABLE,
             ) from error
 
-    def _stream(self, release: Release, pinned: PinnedFile, link: Link, part: Path) -> None:
+    def _stream(self, name: str, pinned: PinnedFile, link: Link, part: Path) -> None:
         have = part.stat().st_size if part.exists() else 0
         if have == pinned.size:
             return
@@ -161,7 +205,7 @@ class Fetcher:
             if response.status_code != HTTP_PARTIAL_CONTENT:
                 have = 0
             with (
-                self.progress.bytes(f"{release.name} {pinned.file}", pinned.size, have) as advance,
+                self.progress.bytes(f"{name} {pinned.file}", pinned.size, have) as advance,
                 part.open("r+b" if have else "wb") as out,
             ):
                 out.seek(have)
@@ -176,31 +220,31 @@ class Fetcher:
             raise httpx2.TransportError(f"the transfer ended after {have} of {pinned.size} bytes")
         if have > pinned.size:
             part.unlink()
-            raise _mismatch(release, pinned, link, f"it is larger than {pinned.size} bytes")
+            raise _mismatch(name, pinned, link, f"it is larger than {pinned.size} bytes")
 
 
-def _demand(release: Release, pinned: PinnedFile, part: Path, link: Link) -> None:
+def _demand(name: str, pinned: PinnedFile, part: Path, link: Link) -> None:
     """Raise, and discard the bytes, unless `part` is the file pinned."""
     found = sha256(part)
     if found != pinned.sha256:
         part.unlink()
-        raise _mismatch(release, pinned, link, f"its sha256 is {found}")
+        raise _mismatch(name, pinned, link, f"its sha256 is {found}")
 
 
-def _mismatch(release: Release, pinned: PinnedFile, link: Link, why: str) -> OverlayError:
+def _mismatch(name: str, pinned: PinnedFile, link: Link, why: str) -> OverlayError:
     return OverlayError(
-        f"{release.name}: {link.redacted} is not the {pinned.file} of VERSIONS.toml",
+        f"{name}: {link.redacted} is not the {pinned.file} that is pinned",
         f"{why}, pinned is {pinned.sha256} ({pinned.size} bytes)",
         "Nothing was kept; use an index you trust",
         Exit.INTEGRITY,
     )
 
 
-def damaged(release: Release, path: Path) -> OverlayError:
+def damaged(name: str, path: Path) -> OverlayError:
     """The error for a cached file that is not, or no longer, the one pinned."""
     return OverlayError(
-        f"{release.name}: {path} is damaged",
-        "its sha256 is not the one in VERSIONS.toml",
+        f"{name}: {path} is damaged",
+        "its sha256 is not the one pinned",
         "Delete it and run the command again",
         Exit.INTEGRITY,
     )

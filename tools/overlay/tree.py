@@ -12,7 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,7 @@ from overlay.git import Git, GitError
 from overlay.hunks import HunkMatch, MatchKind, apply_hunks, is_applied
 from overlay.patch import Patch
 from overlay.series import PatchPath
-from overlay.versions import Release
+from overlay.versions import PinnedFile, Release
 
 #: Base commits are the same everywhere: fixed author, and the release's name as message.
 _BASE_IDENTITY = "vllm-overlay <vllm-overlay@localhost> 0 +0000"
@@ -40,7 +40,7 @@ class ApplyStatus(Enum):
     CLEAN = "clean"
     OFFSET = "offset"
     CONFLICT = "conflict"
-    UPSTREAMED = "upstreamed"
+    UPSTREAMED = "already upstream"
     BROKEN = "broken"
     MISSING = "missing"
     NOT_TRIED = "not tried"
@@ -67,6 +67,18 @@ class Applied:
     def offsets(self) -> tuple[int, ...]:
         """Line offsets of the hunks that moved."""
         return tuple(m.offset for m in self.matches if m.kind is MatchKind.OFFSET)
+
+    @property
+    def failures(self) -> tuple[HunkMatch, ...]:
+        """The hunks that match nowhere, or in several places."""
+        return tuple(m for m in self.matches if m.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS))
+
+    @property
+    def summary(self) -> str:
+        """What became of it in a word or two: clean, offset +3, conflict, …"""
+        if self.status is not ApplyStatus.OFFSET:
+            return str(self.status.value)
+        return f"{self.status.value} {max(self.offsets, key=abs, default=0):+d}"
 
 
 @dataclass(frozen=True)
@@ -138,11 +150,7 @@ class Store:
         Raises:
             OverlayError: a member leaves its root, or the tree is not the one pinned.
         """
-        ref = f"refs/overlay/base/{release.sdist.sha256}"
-        with FileLock(self.folder.parent / f"git-{release.name}.lock"):
-            commit = self._resolve(ref)
-            if commit is None:
-                commit = self._import(release, sdist(), ref)
+        commit = self.imported(release.name, release.sdist, sdist)
         tree = self.tree_of(commit)
         if release.upstream_tree not in (tree, UNKNOWN_TREE):
             raise OverlayError(
@@ -152,6 +160,16 @@ class Store:
                 Exit.INTEGRITY,
             )
         return commit
+
+    def imported(self, name: str, pinned: PinnedFile, sdist: Callable[[], Path]) -> str:
+        """Commit of release `name`'s sdist `pinned`, whatever its tree; imported as by `base`.
+
+        Raises:
+            OverlayError: a member leaves its root.
+        """
+        ref = f"refs/overlay/base/{pinned.sha256}"
+        with FileLock(self.folder.parent / f"git-{name}.lock"):
+            return self._resolve(ref) or self._import(name, pinned, sdist(), ref)
 
     def tree_of(self, commit: str) -> str:
         """Tree id of a commit."""
@@ -163,9 +181,9 @@ class Store:
         except GitError:
             return None
 
-    def _import(self, release: Release, sdist: Path, ref: str) -> str:
+    def _import(self, name: str, pinned: PinnedFile, sdist: Path, ref: str) -> str:
         stream = io.BytesIO()
-        _write_fast_import(release, sdist, ref, stream)
+        _write_fast_import(f"{name}: {pinned.file}\n", sdist, ref, stream)
         self.git.run("fast-import", "--quiet", "--done", stdin=stream.getvalue())
         commit = self._resolve(ref)
         assert commit is not None
@@ -208,9 +226,9 @@ class Store:
         return dict(zip(parts[1::2], parts[::2], strict=True))
 
 
-def _write_fast_import(release: Release, sdist: Path, ref: str, stream: IO[bytes]) -> None:
+def _write_fast_import(subject: str, sdist: Path, ref: str, stream: IO[bytes]) -> None:
     """Write the sdist as one commit in git's fast-import format."""
-    message = f"{release.name}: {release.sdist.file}\n".encode()
+    message = subject.encode()
     stream.write(b"feature done\n")
     stream.write(f"commit {ref}\ncommitter {_BASE_IDENTITY}\n".encode())
     stream.write(b"data %d\n%s\ndeleteall\n" % (len(message), message))
@@ -243,15 +261,21 @@ def apply_series(
             if applied and not applied[-1].status.is_good:
                 applied.append(Applied(path, ApplyStatus.NOT_TRIED))
                 continue
-            one = _apply_one(store, release, head, patches, path, env)
+            one = _apply_one(store, release.name, head, patches, path, env)
             applied.append(one)
             if one.status.is_good:
                 head = one.commit
     return Result(release, base, tuple(applied), store.tree_of(head))
 
 
+def apply_patch(store: Store, name: str, head: str, patches: Path, path: PatchPath) -> Applied:
+    """Apply one patch to the commit `head`, with zero fuzz; release `name` is for errors."""
+    with store.index(head) as env:
+        return _apply_one(store, name, head, patches, path, env)
+
+
 def _apply_one(
-    store: Store, release: Release, head: str, patches: Path, path: PatchPath, env: dict[str, str]
+    store: Store, name: str, head: str, patches: Path, path: PatchPath, env: dict[str, str]
 ) -> Applied:
     try:
         patch = patches_module.read(store.git, patches, path)
@@ -267,21 +291,19 @@ def _apply_one(
         texts[file.path] = None if before is None else before.decode("utf-8", "surrogateescape")
         after[file.path], found = apply_hunks(file, texts[file.path])
         matches += found
-    bad = [m for m in matches if m.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS)]
-    if bad:
-        upstreamed = is_applied(patch.files, texts)
-        why = _already(release, path) if upstreamed else _conflict(release, path, bad)
-        status = ApplyStatus.UPSTREAMED if upstreamed else ApplyStatus.CONFLICT
-        return Applied(path, status, patch, matches=tuple(matches), error=why)
+    tried = Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches))
+    if tried.failures and is_applied(patch.files, texts):
+        return replace(tried, status=ApplyStatus.UPSTREAMED, error=_already(name, path))
+    if tried.failures:
+        return replace(tried, error=_conflict(name, path, tried.failures))
     try:
         commit = _commit(store, head, patch, env)
         _assert_result(store, head, commit, after, patch)
     except GitError as failure:
-        why = _refused(release, path, failure.stderr.strip() or "it gave no reason")
-        return Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches), error=why)
-    moved = any(m.kind is MatchKind.OFFSET for m in matches)
-    status = ApplyStatus.OFFSET if moved else ApplyStatus.CLEAN
-    return Applied(path, status, patch, commit, tuple(matches))
+        why = failure.stderr.strip() or "it gave no reason"
+        return replace(tried, error=_refused(name, path, why))
+    status = ApplyStatus.OFFSET if tried.offsets else ApplyStatus.CLEAN
+    return replace(tried, status=status, commit=commit)
 
 
 def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
@@ -321,31 +343,31 @@ def _assert_result(
             raise GitError("apply", 0, f"{file.path} is not what its hunks say")
 
 
-def _already(release: Release, path: PatchPath) -> OverlayError:
+def _already(name: str, path: PatchPath) -> OverlayError:
     return OverlayError(
-        f"{release.name}: {path} is upstream already",
+        f"{name}: {path} is upstream already",
         "it does not apply, and its reverse does",
-        f"Take it out of series/{release.name}",
+        f"Take it out of series/{name}",
         Exit.PATCH,
     )
 
 
-def _refused(release: Release, path: PatchPath, why: str) -> OverlayError:
+def _refused(name: str, path: PatchPath, why: str) -> OverlayError:
     return OverlayError(
-        f"{release.name}: {path} does not apply",
+        f"{name}: {path} does not apply",
         f"git apply: {why}",
-        f"Port it: see the tree with 'vllm-overlay apply {release.name}'",
+        f"Port it: see the tree with 'vllm-overlay apply {name}'",
         Exit.PATCH,
     )
 
 
-def _conflict(release: Release, path: PatchPath, bad: Sequence[HunkMatch]) -> OverlayError:
+def _conflict(name: str, path: PatchPath, bad: Sequence[HunkMatch]) -> OverlayError:
     return OverlayError(
-        f"{release.name}: {path} does not apply",
+        f"{name}: {path} does not apply",
         "; ".join(describe(m) for m in bad),
-        f"See the tree that it must fit with 'vllm-overlay apply {release.name} "
+        f"See the tree that it must fit with 'vllm-overlay apply {name} "
         f"--until {path.topic}', and write the text for it as "
-        f"patches/{path.topic}/{release.name}.patch",
+        f"patches/{path.topic}/{name}.patch",
         Exit.PATCH,
     )
 
@@ -355,6 +377,8 @@ def describe(match: HunkMatch) -> str:
     place = f"{match.path} hunk {match.number} ({match.header})"
     if match.kind is MatchKind.AMBIGUOUS:
         return f"{place} matches in several places: {', '.join(match.found)}"
+    if not match.line:  # the file is missing, or there where it should not be
+        return f"{match.path}: {', '.join(match.found)}"
     width = max(len(match.expected), len(match.found))
     rows = zip(
         [*match.expected, *[""] * width], [*match.found, *[""] * width], range(width), strict=False

@@ -22,7 +22,7 @@ from overlay import patch as patches_module
 from overlay import series as series_module
 from overlay.errors import OverlayError
 from overlay.series import PatchPath
-from overlay.tree import Applied, ApplyStatus, Result
+from overlay.tree import Applied, Result
 from overlay.versions import Release
 from overlay.workspace import Workspace
 
@@ -94,7 +94,7 @@ def _check_release(workspace: Workspace, release: Release) -> Row:
     tree = "—"
     if all(a.status.is_good for a in result.applied):
         tree = _check_tree(release, result, problems)
-    cells = {a.path.topic: _cell(a) for a in result.applied}
+    cells = {a.path.topic: a.summary for a in result.applied}
     return Row(release, cells, tree, tuple(problems))
 
 
@@ -138,13 +138,6 @@ def _check_tree(release: Release, result: Result, problems: list[str]) -> str:
         f"{wanted}; if the change is meant, run 'vllm-overlay lock {release.name}'"
     )
     return "differs"
-
-
-def _cell(applied: Applied) -> str:
-    if applied.status is not ApplyStatus.OFFSET:
-        return str(applied.status.value)
-    widest = max(applied.offsets, key=abs, default=0)
-    return f"offset {widest:+d}"
 
 
 def _check_folder(workspace: Workspace) -> Iterable[str]:

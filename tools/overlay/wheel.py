@@ -309,14 +309,14 @@ def _write_atomically(
 
             repack(release, stream, members, what, write)
             if check.hexdigest() != release.wheel.sha256:
-                raise damaged(release, source)
+                raise damaged(release.name, source)
             os.fsync(out.fileno())
             size = out.tell()
         temporary.chmod(0o644)
         temporary.replace(target)
     except (OSError, OverflowError, zipfile.BadZipFile) as error:
         if isinstance(error, zipfile.BadZipFile):
-            raise damaged(release, source) from error
+            raise damaged(release.name, source) from error
         raise unwritable(release, target, error) from error
     finally:
         if temporary is not None:
