@@ -236,7 +236,8 @@ def make_releases(folder: Path) -> Upstream:
     (upstream.patches / "series").mkdir(parents=True)
     toml = (
         'schema = 1\npython = ">=3.10,<3.13"\n[upstream]\nproject = "vllm"\n'
-        'repository = "https://example.org/vllm"\n[overlay]\nlabel = "llama4"\n'
+        'repository = "https://example.org/vllm"\nrange = ">=1.0,<2"\n'
+        '[overlay]\nlabel = "llama4"\n'
     )
     for name in RELEASES:
         sdist = upstream.served / f"vllm-{name}.tar.gz"

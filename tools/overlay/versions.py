@@ -37,7 +37,8 @@ SCHEMA = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 GitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
-FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+FileName = Annotated[str, StringConstraints(pattern=FILE_NAME)]
 
 
 def _specifier(value: str) -> str:
@@ -77,6 +78,8 @@ class Upstream(_Model):
     tests: tuple[str, ...] = ()
     """Files and folders under its tests/ that can say something without a GPU and without a model
     hub. A release runs those it has."""
+    range: Specifier
+    """Versions that the overlay means to patch; `watch` reports the new ones among them."""
 
 
 class Overlay(_Model):
@@ -163,6 +166,17 @@ class Versions(_Model):
     """Python versions that every release's environments and source builds work on."""
     releases: Mapping[str, Release]
     """By name, in version order."""
+
+    @model_validator(mode="after")
+    def _patched_are_in_range(self) -> Versions:
+        outside = [r.name for r in self.patched if not self.in_range(r.version)]
+        if outside:
+            raise ValueError(f"upstream.range leaves out {', '.join(outside)}")
+        return self
+
+    def in_range(self, version: Version) -> bool:
+        """Whether the overlay means to patch it."""
+        return SpecifierSet(self.upstream.range).contains(version)
 
     @cached_property
     def patched(self) -> tuple[Release, ...]:
