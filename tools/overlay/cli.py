@@ -26,6 +26,7 @@ from overlay import report as report_module
 from overlay import upstream as upstream_module
 from overlay import validate as validate_module
 from overlay import verify as verify_module
+from overlay.commands_watch import watch
 from overlay.console import err, log_for, out, print_json, set_up_logging
 from overlay.errors import Exit, OverlayError
 from overlay.index import pip_settings
@@ -715,6 +716,9 @@ def selfcheck(workspace: Workspace, releases: tuple[str, ...], everything: bool)
         wrong += len(problems)
     if wrong:
         sys.exit(Exit.PROBLEMS)
+
+
+cli.add_command(watch)
 
 
 def main() -> NoReturn:
