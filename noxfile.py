@@ -1,10 +1,14 @@
 """Sessions for developers and CI. They call `vllm-overlay`; there is no logic here.
 
-nox                          what the README calls the tests: lint, types, units, validate
+CI asks nox itself for its list of jobs (nox --list-sessions --json -t matrix), and for what a
+release is made of (-t release): a session with that tag is run there, a job for each release.
+
+nox                          the README's tests: lint, workflows, types, units, validate
 nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
 nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched wheel
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
+nox -s "build(0.8.3)"        a release's patched wheel in dist/, twice the same and verified
 nox -s wheels                every wheel built twice, compared and verified
 nox -s report                dist/report.html
 nox -s browser               the report in Chromium; `-- --screenshot docs/report.png` retakes it
@@ -17,7 +21,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "types", "unit", "validate"]
+nox.options.sessions = ["lint", "workflows", "types", "unit", "validate"]
 nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
@@ -37,6 +41,14 @@ def lint(session: nox.Session) -> None:
     session.install(*group("lint"))
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(tags=["quick"])
+def workflows(session: nox.Session) -> None:
+    """GitHub's workflows: that they run (actionlint), and are safe to (zizmor)."""
+    session.install(*group("workflows"))
+    session.run("actionlint", "-color", "-pyflakes=")
+    session.run("zizmor", "--offline", "--persona=pedantic", ".github")
 
 
 @nox.session(tags=["quick"])
@@ -68,6 +80,15 @@ def wheels(session: nox.Session) -> None:
     """Every patched wheel: built twice, byte-identical, verified."""
     session.install("-e", ".")
     session.run("vllm-overlay", "selfcheck", "--all", *session.posargs)
+
+
+@nox.session(tags=["release"])
+@nox.parametrize("release", PATCHED, ids=PATCHED)
+def build(session: nox.Session, release: str) -> None:
+    """The patched wheel of one release in dist/, built twice more, compared and verified."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "selfcheck", release)
+    session.run("vllm-overlay", "build", release, *session.posargs)
 
 
 @nox.session(tags=["matrix"])
@@ -112,7 +133,7 @@ def source(session: nox.Session, release: str) -> None:
     session.run("vllm-overlay", *command)
 
 
-@nox.session
+@nox.session(tags=["release"])
 def report(session: nox.Session) -> None:
     """The HTML page of the matrix, the patches and the results."""
     session.install("-e", ".")
