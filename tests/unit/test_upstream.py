@@ -70,6 +70,14 @@ def test_or_be_skipped_with_a_reason() -> None:
     assert found.skipped == {"t::new": "skipped by itself: needs a GPU"}
 
 
+def test_or_fail_for_want_of_a_gpu() -> None:
+    found = verdict(
+        [], [case("t::new", "failed", "RuntimeError: Found no NVIDIA driver")], "t::new"
+    )
+    assert found.problems == ()
+    assert found.skipped == {"t::new": "needs a GPU"}
+
+
 def test_what_passes_on_neither_is_listed() -> None:
     failed = case("t::gpu", "failed", "RuntimeError: Found no NVIDIA driver on your system.")
     assert verdict([failed], [failed]).skipped == {"t::gpu": "needs a GPU"}

@@ -36,6 +36,8 @@ TEST_TIMEOUT, TIMEOUT = 120, 1800.0
 #: Folders of the source that are not put beside the tests. The package must come from the wheel.
 LEFT_OUT = ("vllm/", "csrc/", "docs/", "vllm.egg-info/")
 
+#: What torch says where there is no GPU.
+NO_GPU = r"Found no NVIDIA driver|Torch not compiled with CUDA"
 #: Why a test can't pass here, by what it says; the first that matches.
 REASONS = (
     (r"LocalEntryNotFound|OfflineMode|We couldn't connect|offline mode|ConnectionError|Name or "
@@ -217,7 +219,7 @@ def judge(release: str, stock: Iterable[Case], patched: Iterable[Case], tests: S
     """Compare the two runs.
 
     A test that passes on stock must pass on patched. One that the patches bring must pass there,
-    or be skipped. What passes on neither is listed with the reason.
+    be skipped, or fail for want of a GPU. What passes on neither is listed with the reason.
     """
     before, after = ({case.name: case for case in run} for run in (stock, patched))
     fail_to_pass: list[str] = []
@@ -230,7 +232,7 @@ def judge(release: str, stock: Iterable[Case], patched: Iterable[Case], tests: S
             (pass_to_pass if old and old.outcome == "passed" else fail_to_pass).append(name)
         elif old and old.outcome == "passed":
             problems.append(f"{name}: passes on stock, {_said(new)} on patched")
-        elif new and new.outcome != "skipped" and tests.added(new):
+        elif new and tests.added(new) and not _may_fail(new):
             problems.append(f"{name}: the patches bring it, and it {_said(new)} on patched")
         elif new:
             skipped[name] = reason(new)
@@ -246,6 +248,10 @@ def judge(release: str, stock: Iterable[Case], patched: Iterable[Case], tests: S
         skipped,
         tuple(f"{release}: {line}" for line in problems),
     )
+
+
+def _may_fail(case: Case) -> bool:
+    return case.outcome == "skipped" or bool(re.search(NO_GPU, case.message))
 
 
 def _is_collection(case: Case) -> bool:
