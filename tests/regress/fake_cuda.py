@@ -112,18 +112,23 @@ def _stub_extension() -> None:
     _libraries.append(library)
 
 
-def install() -> None:
-    """Make vLLM see the fake platform. To be called before anything imports vllm."""
+def hide_gpu() -> None:
+    """Make any real GPU and its driver invisible. To be called before anything imports vllm."""
     if "vllm" in sys.modules:
         raise RuntimeError("vllm was imported before its platform could be replaced")
     # No real GPU may be touched where there is one. It also lets 0.9.2 and later import Triton,
     # which they give up without an active driver unless no device is visible.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    os.environ.pop("VLLM_PLUGINS", None)
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:
         _stub_extension()
+
+
+def install() -> None:
+    """Make vLLM see the fake platform. To be called before anything imports vllm."""
+    hide_gpu()
+    os.environ.pop("VLLM_PLUGINS", None)
     sys.meta_path.append(_PluginFinder())
     names = [point.name for point in metadata.entry_points(group="vllm.platform_plugins")]
     if names != ["fake_cuda"]:

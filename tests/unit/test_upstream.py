@@ -25,7 +25,7 @@ OTHERS = [case(f"tests.test_many::test_{number}") for number in range(module.FLO
 
 def selected(*brought: str, missing: tuple[str, ...] = ()) -> Selected:
     return Selected(
-        Path(), ("tests/test_a.py",), missing, "key", lambda found: found.name in brought
+        Path(), ("tests/test_a.py",), (), (), missing, "key", lambda found: found.name in brought
     )
 
 

@@ -132,6 +132,19 @@ class Environment:
             "--overrides", str(overrides), *self.release.constraints, *requirements,
         )  # fmt: skip
 
+    def build(self, package: Path, folder: Path) -> None:
+        """Build the source tree `package` with what is installed, and put it into `folder`.
+
+        A process has it that has `folder` on its PYTHONPATH.
+
+        Raises:
+            OverlayError: it does not build; uv's last words are in the error.
+        """
+        self._uv(
+            "pip", "install", "--quiet", "--python", str(self.python), "--no-deps",
+            "--no-build-isolation", "--target", str(folder), str(package),
+        )  # fmt: skip
+
     def run(
         self, arguments: Sequence[str], env: Mapping[str, str], cwd: Path, timeout: float
     ) -> subprocess.CompletedProcess[str]:

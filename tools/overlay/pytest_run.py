@@ -83,10 +83,11 @@ class Runs:
         timeout: float,
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        module: str = "pytest",
     ) -> list[Case]:
         """Run pytest with `arguments` for at most `timeout` seconds, on what is installed.
 
-        `label` names the run in the log and in its files.
+        `label` names the run in the log and in its files; `module` is what to run as pytest.
 
         Raises:
             OverlayError: pytest itself breaks. A failing test is no exception: it is among the
@@ -95,7 +96,7 @@ class Runs:
         log = log_for(self.release.name)
         xml, output = self.folder / f"{label}.xml", self.folder / f"{label}.log"
         xml.unlink(missing_ok=True)
-        command = ["-m", "pytest", *arguments, f"--junitxml={xml}"]
+        command = ["-m", module, *arguments, f"--junitxml={xml}"]
         start = time.monotonic()
         try:
             done = self.environment.run(command, env or {}, cwd or self.folder, timeout)

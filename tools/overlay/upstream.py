@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +21,13 @@ from overlay import junit, results
 from overlay.console import log_for
 from overlay.errors import Exit, OverlayError
 from overlay.junit import Case
-from overlay.pytest_run import Runs
+from overlay.pytest_run import Runs, Which
 from overlay.results import Verdict
-from overlay.versions import Release
+from overlay.versions import Plugin, Release
 from overlay.workspace import Workspace
 
 #: What the tests need beside the wheel: upstream's runner and what its conftest imports.
-NEEDS = (
-    "pytest>=8.3,<9", "pytest-asyncio", "pytest-timeout", "pytest-xdist", "httpx", "tblib",
-)  # fmt: skip
+NEEDS = ("pytest>=8.3,<9", "pytest-asyncio", "pytest-timeout", "httpx", "tblib")
 #: Tests that must pass: fewer mean that the surroundings broke, and prove nothing.
 FLOOR = 900
 #: Seconds for one test, and for a whole run.
@@ -41,13 +40,14 @@ NO_GPU = r"Found no NVIDIA driver|Torch not compiled with CUDA"
 #: Why a test can't pass here, by what it says; the first that matches.
 REASONS = (
     (r"LocalEntryNotFound|OfflineMode|We couldn't connect|offline mode|ConnectionError|Name or "
-     r"service|resolution|MaxRetry|is not a local folder|is not a valid model identifier|Repo id",
+     r"service|resolution|MaxRetry|is not a local folder|is not a valid model identifier|Repo id|"
+     r"Invalid repository ID",
      "needs the model hub or a network"),
     (r"No module named '(?P<what>[\w.]+)'|requires? the (?P<what2>\w+) library",
      "needs a package that vLLM does not ask for: {what}"),
     (r"NVIDIA|CUDA|libcuda|cuda|GPU|'_OpNamespace'|driver", "needs a GPU"),
-    (r"Timeout >", f"does not end within {TEST_TIMEOUT} s"),
-    (r"worker '\w+' crashed", "ends the process that runs it"),
+    (r"Timeout >|does not end", f"does not end within {TEST_TIMEOUT} s"),
+    (r"ended the process \(", "ends the process that runs it"),
 )  # fmt: skip
 
 
@@ -59,6 +59,10 @@ class Selected:
     """Where its source is, without the package."""
     chosen: tuple[str, ...]
     """Files and folders to run, relative to it."""
+    packages: tuple[str, ...]
+    """What they import, relative to it, to be built."""
+    plugins: tuple[Plugin, ...]
+    """Whose tests are run besides, each with its plugin."""
     missing: tuple[str, ...]
     """What VERSIONS.toml names and this release has not."""
     key: str
@@ -85,10 +89,7 @@ def run(workspace: Workspace, release: Release, folder: Path, keep: bool, anew: 
         tests = _check_out(workspace, release, folder / "tree", (python, *harness))
         log.info("%d of upstream's test files and folders", len(tests.chosen))
         stock = _stock(runs, tests, anew)
-        runs.install("patched")
-        patched = _pytest(runs, "patched", tests, tests.chosen)
-        if lost := _lost(stock, patched):
-            patched = _again(runs, tests, patched, lost)
+        patched = _both(runs, "patched", tests)
         verdict = judge(release.name, stock, patched, tests)
         results.keep(folder, release, "upstream", verdict, python)
         if not keep:
@@ -113,8 +114,11 @@ def _check_out(
         for path, change in store.changed(result.base, result.head).items()
         if change != "D" and _is_test_file(path)
     )
-    named = [f"tests/{name}" for name in workspace.versions.upstream.tests]
+    upstream = workspace.versions.upstream
+    named = [f"tests/{name}" for name in upstream.tests]
     present = [path for path in named if (folder / path).exists()]
+    packages = tuple(path for path in upstream.packages if (folder / "tests" / path).exists())
+    plugins = tuple(one for one in upstream.plugins if (folder / "tests" / one.package).exists())
     inside = tuple(f"{path}/" for path in present)
     chosen = present + [p for p in touched if p not in present and not p.startswith(inside)]
 
@@ -127,10 +131,12 @@ def _check_out(
         return before is None or f"def {function}(".encode() not in before
 
     key = _digest(
-        release.wheel.sha256, store.tree_of(result.head), *chosen, *NEEDS,
+        release.wheel.sha256, store.tree_of(result.head), *chosen, *packages, *NEEDS,
+        *(one.model_dump_json() for one in plugins),
         *release.constraints, *release.overrides, *surroundings,
     )  # fmt: skip
-    return Selected(folder, tuple(chosen), tuple(sorted(set(named) - set(present))), key, added)
+    missing = tuple(sorted(set(named) - set(present)))
+    return Selected(folder, tuple(chosen), packages, plugins, missing, key, added)
 
 
 def _is_test_file(path: str) -> bool:
@@ -160,59 +166,53 @@ def _digest(*parts: str) -> str:
 
 
 def _stock(runs: Runs, tests: Selected, anew: bool) -> list[Case]:
-    """The stock wheel's run: from the cache, or made and put there."""
+    """The stock wheel's runs: from the cache, or made and put there."""
     cache = runs.workspace.fetcher.cache.folder / "upstream"
-    kept = cache / f"{runs.release.name}-{tests.key[:32]}.xml"
-    if kept.is_file() and not anew:
-        shutil.copyfile(kept, runs.folder / "stock.xml")
+    kept = cache / f"{runs.release.name}-{tests.key[:32]}"
+    names = ["stock.xml", *(f"stock-{plugin.label}.xml" for plugin in tests.plugins)]
+    if kept.is_dir() and not anew:
+        shutil.copytree(kept, runs.folder, dirs_exist_ok=True)
         log_for(runs.release.name).info("stock: as it was run before (--anew runs it again)")
-        return junit.read(kept)
-    runs.install("stock")
-    cases = _pytest(runs, "stock", tests, tests.chosen)
-    cache.mkdir(parents=True, exist_ok=True)
-    for old in cache.glob(f"{runs.release.name}-*.xml"):
-        old.unlink()
-    made = kept.with_suffix(".part")
-    shutil.copyfile(runs.folder / "stock.xml", made)
+        return [case for name in names for case in junit.read(kept / name)]
+    cases = _both(runs, "stock", tests)
+    for old in cache.glob(f"{runs.release.name}-*"):
+        shutil.rmtree(old)
+    made = kept.with_name(f"{kept.name}.part")
+    made.mkdir(parents=True)
+    for name in names:
+        shutil.copyfile(runs.folder / name, made / name)
     made.replace(kept)
     return cases
 
 
-def _pytest(runs: Runs, label: str, tests: Selected, paths: Sequence[str]) -> list[Case]:
-    arguments = [
-        "-p", "upstream.harness", "-p", "no:cacheprovider", "-q", "--tb=short", "-n", "auto",
-        "--dist", "loadfile", f"--timeout={TEST_TIMEOUT}", *paths,
-    ]  # fmt: skip
-    env = {"PYTHONPATH": str(runs.workspace.project.root / "tests")}
-    return runs.run(label, arguments, TIMEOUT, env, tests.folder)
+def _both(runs: Runs, which: Which, tests: Selected) -> list[Case]:
+    """The tests on one of the wheels: all, and those of each plugin with it."""
+    runs.install(which)
+    packages = [_built(runs, tests, path) for path in tests.packages]
+    cases = _pytest(runs, which, tests, packages, tests.chosen)
+    for plugin in tests.plugins:
+        path = [*packages, _built(runs, tests, plugin.package)]
+        arguments = [f"--plugins={','.join(plugin.names)}", *(f"tests/{n}" for n in plugin.tests)]
+        cases += _pytest(runs, f"{which}-{plugin.label}", tests, path, arguments)
+    return cases
 
 
-def _lost(stock: Iterable[Case], patched: Iterable[Case]) -> set[str]:
-    """Tests that passed on stock and did not on patched."""
-    passed = {case.name for case in patched if case.outcome == "passed"}
-    return {case.name for case in stock if case.outcome == "passed"} - passed
+def _built(runs: Runs, tests: Selected, package: str) -> Path:
+    """A package of upstream's tests, in a folder of its own: not all processes are to see it."""
+    folder = runs.environment.folder / "packages" / Path(package).name
+    if not folder.exists():
+        runs.environment.build(tests.folder / "tests" / package, folder)
+    return folder
 
 
-def _again(runs: Runs, tests: Selected, patched: list[Case], lost: set[str]) -> list[Case]:
-    """The run with the files of `lost` tests run once more, by themselves.
-
-    Some of upstream's tests depend on which others ran before them in the same process, and which
-    do depends on which worker is free.
-    """
-    files = sorted({path for name in lost if (path := _file_of(tests.folder, name))})
-    log_for(runs.release.name).info("once more, for %d tests: %s", len(lost), " ".join(files))
-    second = {case.name: case for case in _pytest(runs, "patched-again", tests, files)}
-    return [second.get(case.name, case) if case.outcome != "passed" else case for case in patched]
-
-
-def _file_of(folder: Path, name: str) -> str | None:
-    """The file that has a test, from its dotted name."""
-    parts = name.partition("::")[0].split(".")
-    for end in range(len(parts), 0, -1):
-        path = f"{'/'.join(parts[:end])}.py"
-        if (folder / path).is_file():
-            return path
-    return None
+def _pytest(
+    runs: Runs, label: str, tests: Selected, path: Iterable[Path], arguments: Iterable[str]
+) -> list[Case]:
+    """Run tests/upstream; `path` is searched for packages besides."""
+    folders = (runs.workspace.project.root / "tests", *path)
+    env = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    arguments = (f"--timeout={TEST_TIMEOUT}", *arguments)
+    return runs.run(label, arguments, TIMEOUT, env, tests.folder, module="upstream")
 
 
 def judge(release: str, stock: Iterable[Case], patched: Iterable[Case], tests: Selected) -> Verdict:

@@ -68,6 +68,25 @@ class PinnedFile(_Model):
     """Bytes."""
 
 
+class Plugin(_Model):
+    """A package of upstream's tests that vLLM finds by its entry points, and what tests it.
+
+    It may stand in for the platform, so its tests have a run of their own.
+    """
+
+    package: str
+    """Its folder under upstream's tests/."""
+    names: tuple[str, ...]
+    """Its entry points: the value of VLLM_PLUGINS."""
+    tests: tuple[str, ...]
+    """Files under upstream's tests/."""
+
+    @property
+    def label(self) -> str:
+        """What a run with it is called."""
+        return self.package.rpartition("/")[2]
+
+
 class Upstream(_Model):
     """The project that the patches are against."""
 
@@ -78,6 +97,10 @@ class Upstream(_Model):
     tests: tuple[str, ...] = ()
     """Files and folders under its tests/ that can say something without a GPU and without a model
     hub. A release runs those it has."""
+    packages: tuple[str, ...] = ()
+    """Folders under its tests/ of the packages that these tests import."""
+    plugins: tuple[Plugin, ...] = ()
+    """Those whose tests can say something here."""
     range: Specifier
     """Versions that the overlay means to patch; `watch` reports the new ones among them."""
 
