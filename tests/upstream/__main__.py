@@ -14,6 +14,7 @@ import argparse
 import gc
 import importlib
 import os
+import random
 import re
 import signal
 import sys
@@ -85,6 +86,9 @@ def prepare(hub_folder: Path, plugins: str) -> None:
         "TRANSFORMERS_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
     }
+    import numpy
+    import torch
+
     from regress import fake_cuda
 
     from . import hub
@@ -105,6 +109,10 @@ def prepare(hub_folder: Path, plugins: str) -> None:
         except Exception as error:
             # Not ours to judge: each test that needs it will say so.
             print(f"{load} failed: {error!r}")
+    # Some tests draw numbers without a seed; the two wheels are to draw the same.
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
     gc.collect()
     # Upstream collects garbage after each test: of what is loaded by now, there is none.
     gc.freeze()

@@ -210,7 +210,8 @@ def _pytest(
 ) -> list[Case]:
     """Run tests/upstream; `path` is searched for packages besides."""
     folders = (runs.workspace.project.root / "tests", *path)
-    env = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+    # The seed is for what depends on the order of a set: it is the same on both wheels.
+    env = {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONHASHSEED": "0"}
     arguments = (f"--timeout={TEST_TIMEOUT}", *arguments)
     return runs.run(label, arguments, TIMEOUT, env, tests.folder, module="upstream")
 
