@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from overlay import upstream as module
 from overlay.junit import Case
+from overlay.pytest_run import Runs
 from overlay.results import Verdict
 from overlay.upstream import Selected, judge, reason
 
@@ -105,6 +109,30 @@ def test_files_that_a_release_has_not_are_listed() -> None:
 )
 def test_reasons(message: str, expected: str) -> None:
     assert expected in reason(case("t::a", "failed", message))
+
+
+def test_a_lost_test_gets_a_second_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_a.py").touch()
+    tests = replace(selected(), folder=tmp_path)
+    ran: list[list[str]] = []
+
+    def fake(_runs: object, _label: str, _tests: object, _path: object, files: list[str]) -> object:
+        ran.append(files)
+        return [case("tests.test_a::slow"), case("tests.test_a::bad", "failed"), case("t::new")]
+
+    monkeypatch.setattr(module, "_pytest", fake)
+    runs = SimpleNamespace(release=SimpleNamespace(name="1.0"))
+    first = [case("tests.test_a::bad", "failed"), case("tests.test_b::c", "failed")]
+    stock = [case("tests.test_a::slow"), case("tests.test_a::bad")]
+    lost = module._lost(stock, first)
+    found = module._again(cast("Runs", runs), tests, first, lost)
+    assert ran == [["tests/test_a.py"]]
+    assert [(one.name, one.outcome) for one in found] == [
+        ("tests.test_a::bad", "failed"),
+        ("tests.test_b::c", "failed"),
+        ("tests.test_a::slow", "passed"),
+    ]
 
 
 def test_a_control_has_no_patches(run: Run) -> None:
