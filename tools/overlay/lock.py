@@ -48,17 +48,23 @@ def compute(workspace: Workspace, releases: Iterable[Release]) -> list[Change]:
     return changes
 
 
-def write(path: Path, changes: Iterable[Change]) -> None:
-    """Put `changes` into the VERSIONS.toml at `path`, comments and order kept, atomically."""
+def render(path: Path, changes: Iterable[Change]) -> str:
+    """The text of the VERSIONS.toml at `path` with `changes`, comments and order kept."""
     document = tomlkit.parse(path.read_text("utf-8"))
     releases = document["releases"]
     assert isinstance(releases, Mapping)
     for change in changes:
         releases[change.release][change.key] = change.new
+    return tomlkit.dumps(document)
+
+
+def write(path: Path, changes: Iterable[Change]) -> None:
+    """Put `changes` into the VERSIONS.toml at `path`, comments and order kept, atomically."""
+    text = render(path, changes)
     try:
         handle, name = tempfile.mkstemp(prefix=".VERSIONS-", dir=path.parent)
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(tomlkit.dumps(document))
+            stream.write(text)
         Path(name).chmod(0o644)
         Path(name).replace(path)
     except OSError as error:

@@ -1,0 +1,136 @@
+"""Several files of the checkout written together: all of them or none.
+
+The new bytes are first written to a journal, `work/refresh/`, with a plan of what goes where.
+Until the plan is there, nothing has happened; from then on, `finish` can do the rest, again and
+again. So after a crash the next refresh finishes the last one, before it looks at anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from overlay.errors import Exit, OverlayError
+
+JOURNAL = Path("work", "refresh")
+_PLAN = "plan.json"
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """No other refresh writes to the checkout at `root` meanwhile.
+
+    Raises:
+        OverlayError: another one is at it, or the checkout can't be written.
+    """
+    try:
+        (root / JOURNAL).parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / JOURNAL.with_suffix(".lock"), timeout=0):
+            yield
+    except Timeout as error:
+        raise OverlayError(
+            f"another command is writing to {root}", "it holds work/refresh.lock",
+            "Wait until it has ended", Exit.ENVIRONMENT,
+        ) from error  # fmt: skip
+    except OSError as error:
+        raise _unwritable(root, error) from error
+
+
+def write(root: Path, files: Mapping[str, bytes | None]) -> None:
+    """Write `files` (paths below `root`; None: it goes), all or none. Call it within `locked`.
+
+    Raises:
+        OverlayError: the disk is full or the folder can't be written; nothing is, then.
+    """
+    journal = root / JOURNAL
+    try:
+        shutil.rmtree(journal, ignore_errors=True)
+        journal.mkdir(parents=True)
+        plan: dict[str, dict[str, str | None]] = {}
+        for number, (path, data) in enumerate(files.items()):
+            if data is not None:
+                _put(journal / str(number), data)
+            plan[path] = {"old": _digest(root / path), "new": _sha256(data)}
+        _put(journal / _PLAN, json.dumps(plan, indent=2).encode())
+    except OSError as error:
+        shutil.rmtree(journal, ignore_errors=True)
+        raise _unwritable(root, error) from error
+    finish(root)
+
+
+def is_unfinished(root: Path) -> bool:
+    """Whether a write was interrupted after its plan was made."""
+    return (root / JOURNAL / _PLAN).is_file()
+
+
+def finish(root: Path) -> tuple[str, ...]:
+    """Do what is left of a write, if one was interrupted. Returns the paths it was about.
+
+    Raises:
+        OverlayError: a file was changed by somebody else in between, or can't be written.
+    """
+    journal = root / JOURNAL
+    if not is_unfinished(root):
+        return ()
+    plan = json.loads((journal / _PLAN).read_bytes())
+    for path, digests in plan.items():
+        if _digest(root / path) not in (digests["old"], digests["new"]):
+            raise OverlayError(
+                f"cannot finish the interrupted write of {path}",
+                "the file was changed since; the text meant for it is in "
+                f"{JOURNAL}/{list(plan).index(path)}",
+                f"Settle that file by hand, delete {JOURNAL}/{_PLAN} and run refresh again",
+                Exit.PROBLEMS,
+            )
+    try:
+        for number, (path, digests) in enumerate(plan.items()):
+            _settle(root / path, journal / str(number), digests["new"])
+        (journal / _PLAN).unlink()
+    except OSError as error:
+        raise _unwritable(root, error) from error
+    shutil.rmtree(journal, ignore_errors=True)
+    return tuple(plan)
+
+
+def _settle(target: Path, source: Path, digest: str | None) -> None:
+    """Bring one file to where the plan wants it; a second time changes nothing."""
+    if digest is None:
+        target.unlink(missing_ok=True)
+        if target.parent.is_dir() and not any(target.parent.iterdir()):
+            target.parent.rmdir()
+    elif _digest(target) != digest:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _put(target, source.read_bytes())
+
+
+def _put(path: Path, data: bytes) -> None:
+    """Write a file that is either whole or not there, on the disk and not in its cache."""
+    # Always the same name: what a crash leaves behind, the next try takes away.
+    temporary = path.with_name(f".{path.name}.new")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _digest(path: Path) -> str | None:
+    return _sha256(path.read_bytes()) if path.is_file() else None
+
+
+def _sha256(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
+
+
+def _unwritable(root: Path, error: OSError) -> OverlayError:
+    return OverlayError(
+        f"cannot write to {root}", str(error),
+        "Make the checkout writable, and run it again", Exit.ENVIRONMENT,
+    )  # fmt: skip
