@@ -329,5 +329,8 @@ def is_applied(files: Sequence[FileDiff], texts: dict[str, str | None]) -> bool:
 
 def _broken(where: str, why: str) -> OverlayError:
     return OverlayError(
-        f"patch {where} is broken", why, "Export it again with git format-patch", Exit.PATCH
+        f"patch {where} is broken",
+        why,
+        "Export it again with git format-patch, or try 'vllm-overlay normalize'",
+        Exit.PATCH,
     )

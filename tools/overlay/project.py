@@ -13,6 +13,7 @@ from overlay.errors import Exit, OverlayError
 
 ROOT_VARIABLE = "VLLM_OVERLAY_ROOT"
 CACHE_VARIABLE = "VLLM_OVERLAY_CACHE"
+_INSTALLED = Path(__file__).resolve().parent / "_data"
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,20 @@ class Project:
     def patches(self) -> Path:
         """The folder that series and patch paths are relative to."""
         return self.root / "patches"
+
+    def demand_checkout(self) -> None:
+        """Nothing, if patches can be edited here.
+
+        Raises:
+            OverlayError: it is the copy inside the installed package.
+        """
+        if self.root == _INSTALLED:
+            raise OverlayError(
+                "there is no checkout of the overlay here",
+                "the patches inside the installed package are not for editing",
+                f"Run inside a checkout, or pass --root or set {ROOT_VARIABLE}",
+                Exit.USAGE,
+            )
 
 
 def find_project(root: Path | None = None) -> Project:
@@ -54,9 +69,8 @@ def find_project(root: Path | None = None) -> Project:
 def _implied_roots() -> Iterator[Path]:
     here = Path.cwd()
     yield from (here, *here.parents)
-    package = Path(__file__).resolve().parent
-    yield package.parents[1]  # an editable install: tools/overlay/ in a checkout
-    yield package / "_data"
+    yield _INSTALLED.parents[2]  # an editable install: tools/overlay/ in a checkout
+    yield _INSTALLED
 
 
 def cache_folder() -> Path:

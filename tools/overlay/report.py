@@ -23,8 +23,8 @@ from overlay import patch as patches_module
 from overlay.errors import Exit, OverlayError
 from overlay.grid import Grid
 from overlay.patch import Patch
-from overlay.series import PatchPath
-from overlay.versions import Release
+from overlay.series import PatchPath, topic_order
+from overlay.versions import Release, ranges
 from overlay.workspace import Workspace
 
 #: What is rendered of docs/, in this order: id on the page, file, title in the page's contents.
@@ -153,16 +153,7 @@ def _counts(pairs: Iterable[grid.Pair]) -> list[Count]:
 
 def _topics(workspace: Workspace) -> list[Topic]:
     series = {one.name: workspace.series(one) for one in workspace.versions.patched}
-    # A topic is new in the first release that lists it, after what that release lists before it.
-    names: list[str] = []
-    for paths in series.values():
-        place = 0
-        for path in paths:
-            if path.topic in names:
-                place = names.index(path.topic) + 1
-            else:
-                names.insert(place, path.topic)
-                place += 1
+    names = topic_order(series.values())
     return [_topic(workspace, name, series) for name in names]
 
 
@@ -181,7 +172,7 @@ def _topic(workspace: Workspace, name: str, series: dict[str, tuple[PatchPath, .
         ),
         tuple((path.first_tag if path else None, len(releases)) for path, releases in spans),
         {
-            path.first_tag: ", ".join(_range(names) for used, names in spans if used == path)
+            path.first_tag: ranges([name for name, used in files.items() if used == path], files)
             for path in distinct
         },
     )
@@ -189,10 +180,6 @@ def _topic(workspace: Workspace, name: str, series: dict[str, tuple[PatchPath, .
 
 def _path(entry: tuple[str, PatchPath | None]) -> PatchPath | None:
     return entry[1]
-
-
-def _range(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} – {names[-1]}"
 
 
 def _updated(topics: Sequence[Topic]) -> str | None:

@@ -7,7 +7,7 @@ relative to patches/; blank lines; comments on lines of their own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,11 @@ class PatchPath:
         return patches / self.topic / f"{self.first_tag}.patch"
 
 
+def is_topic(name: str) -> bool:
+    """Whether `name` can be a topic's."""
+    return _TOPIC.fullmatch(name) is not None
+
+
 def parse_path(text: str) -> PatchPath | None:
     """The patch path that `text` spells, or None if it is not of the overlay's form.
 
@@ -46,7 +51,7 @@ def parse_path(text: str) -> PatchPath | None:
     """
     topic, slash, name = text.partition("/")
     tag = name.removesuffix(".patch")
-    if not slash or tag == name or not _TOPIC.fullmatch(topic) or not _TAG.fullmatch(tag):
+    if not slash or tag == name or not is_topic(topic) or not _TAG.fullmatch(tag):
         return None
     return PatchPath(topic, tag)
 
@@ -68,6 +73,31 @@ def parse(text: str, where: str) -> tuple[PatchPath, ...]:
             raise _bad_line(where, number, f"topic {path.topic} is listed twice")
         paths.append(path)
     return tuple(paths)
+
+
+def rewrite(text: str, paths: Sequence[PatchPath]) -> str:
+    """The series `text` with `paths` for its patches.
+
+    Comments stay above the patch that they were above; the first ones stay on top, and those of
+    a patch that is gone go to the end.
+
+    >>> new = PatchPath("b", "1.1")
+    >>> rewrite("# All.\\na/1.0.patch\\n# Of b.\\nb/1.0.patch\\n", [new])
+    '# All.\\n# Of b.\\nb/1.1.patch\\n'
+    """
+    above: dict[str, list[str]] = {}
+    pending: list[str] = []
+    for line in text.removesuffix("\n").split("\n") if text else []:
+        path = parse_path(line)
+        if path is None:
+            pending.append(line)
+            continue
+        above[path.topic], pending = pending, []
+    lines = above.pop(next(iter(above), ""), [])
+    for path in paths:
+        lines += [*above.pop(path.topic, []), str(path)]
+    lines += [line for left in above.values() for line in left] + pending
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _bad_line(where: str, number: int, why: str) -> OverlayError:
@@ -97,6 +127,21 @@ def read(patches: Path, series: str) -> tuple[PatchPath, ...]:
             Exit.PATCH,
         ) from error
     return parse(text, series)
+
+
+def topic_order(series: Iterable[Sequence[PatchPath]]) -> list[str]:
+    """The topics of several series, oldest release first: each after what its first one lists
+    before it."""
+    names: list[str] = []
+    for paths in series:
+        place = 0
+        for path in paths:
+            if path.topic in names:
+                place = names.index(path.topic) + 1
+            else:
+                names.insert(place, path.topic)
+                place += 1
+    return names
 
 
 def existing(patches: Path) -> Iterator[Path]:

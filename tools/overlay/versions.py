@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -249,6 +250,20 @@ class Versions(_Model):
         wanted = {get(name).name for name in names}
         pool = self.patched if patched else tuple(self.releases.values())
         return tuple(r for r in pool if not wanted or r.name in wanted)
+
+
+def ranges(names: Collection[str], order: Iterable[str]) -> str:
+    """`names` for people: those that follow each other in `order` as a range.
+
+    >>> ranges(["0.8.3", "0.8.4", "0.9.0"], ["0.8.3", "0.8.4", "0.8.5", "0.9.0"])
+    '0.8.3 – 0.8.4, 0.9.0'
+    """
+    found = []
+    for member, group in groupby(order, lambda name: name in names):
+        run = list(group)
+        if member:
+            found.append(run[0] if len(run) == 1 else f"{run[0]} – {run[-1]}")
+    return ", ".join(found)
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from overlay import series, tree, versions
 from overlay.console import Progress
+from overlay.errors import Exit, OverlayError
 from overlay.project import Project
 from overlay.series import PatchPath
 from overlay.sources import Cache, Fetcher
@@ -46,6 +48,23 @@ class Workspace:
     def series(self, release: Release) -> tuple[PatchPath, ...]:
         """The patches of a release, in order; none for a control."""
         return series.read(self.project.patches, release.series) if release.series else ()
+
+    def demand_topic(self, topic: str) -> None:
+        """Nothing, if some series lists `topic`.
+
+        Raises:
+            OverlayError: none does.
+        """
+        listed = [self.series(release) for release in self.versions.patched]
+        known = sorted({path.topic for paths in listed for path in paths})
+        if topic not in known:
+            near = difflib.get_close_matches(topic, known, n=3, cutoff=0.5)
+            raise OverlayError(
+                f"unknown topic {topic!r}",
+                "no series lists it",
+                f"Did you mean {' or '.join(near)}" if near else f"Name one of {', '.join(known)}",
+                Exit.USAGE,
+            )
 
     def base(self, release: Release) -> str:
         """Commit of the release's unpacked sdist in the store."""
