@@ -391,10 +391,17 @@ def describe(match: HunkMatch) -> str:
     return f"{place} expects {expected!r} and finds {found!r} at line {match.line + number}{more}"
 
 
-def check_out(store: Store, result: Result, folder: Path, tag: str) -> None:
+def check_out(
+    store: Store,
+    result: Result,
+    folder: Path,
+    tag: str,
+    complete: Callable[[Git], None] = lambda _: None,
+) -> None:
     """Make `folder` a git work tree of a result: the sdist tagged, a commit a patch.
 
-    The folder appears under its name when it is complete, and not before.
+    The folder appears under its name when it is complete, and not before; `complete` is told
+    its repository when the rest is there.
 
     Raises:
         OverlayError: it exists and is not empty, or can't be written.
@@ -412,7 +419,7 @@ def check_out(store: Store, result: Result, folder: Path, tag: str) -> None:
     except OSError as error:
         raise _unwritable(folder, error) from error
     try:
-        _populate(store, result, temporary, tag)
+        complete(_populate(store, result, temporary, tag))
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
@@ -422,7 +429,7 @@ def check_out(store: Store, result: Result, folder: Path, tag: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _populate(store: Store, result: Result, folder: Path, tag: str) -> None:
+def _populate(store: Store, result: Result, folder: Path, tag: str) -> Git:
     git = Git(folder / ".git", folder)
     branch = f"overlay/{result.release.name}"
     git.run("init", "--quiet", f"--initial-branch={branch}", str(folder))
@@ -437,6 +444,7 @@ def _populate(store: Store, result: Result, folder: Path, tag: str) -> None:
     git.run("update-ref", f"refs/heads/{branch}", result.head)
     git.run("tag", tag, result.base)
     git.run("reset", "--quiet", "--hard")
+    return git
 
 
 def _unwritable(folder: Path, error: Exception) -> OverlayError:
