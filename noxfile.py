@@ -70,6 +70,7 @@ def validate(session: nox.Session) -> None:
     """Every series applies, canonical and as locked; quilt agrees; no cell is worse than stock."""
     session.install("-e", ".", *group("test"))
     session.run("vllm-overlay", "validate", "--all")
+    session.run("vllm-overlay", "refresh", "--all", "--check", "--no-edits")
     session.run("vllm-overlay", "matrix", "--all", "--compare")
     session.run("pytest", "tests/quilt", *session.posargs)
 

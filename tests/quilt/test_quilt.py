@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from overlay import normalize
 from overlay.git import Git
 from overlay.project import cache_folder, find_project
 from overlay.versions import Release
@@ -56,3 +57,49 @@ def test_quilt_makes_the_locked_tree(release: Release, tmp_path: Path) -> None:
     assert len(listed.read_text().splitlines() if listed.exists() else []) == applied
     shutil.rmtree(source / ".pc", ignore_errors=True)
     assert tree_id(source) == release.tree
+
+
+def quilt(source: Path, patches: Path, series: str, *arguments: str) -> str:
+    """Quilt in `source` with its own format of a refreshed patch; returns what it printed."""
+    env = {
+        "PATH": os.environ["PATH"],
+        "QUILT_PATCHES": str(patches),
+        "QUILT_SERIES": series,
+        "LC_ALL": "C",
+    }
+    command = ["quilt", "--quiltrc=-", *arguments]
+    done = subprocess.run(command, cwd=source, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_what_quilt_refreshes_is_canonical_after_normalize(tmp_path: Path) -> None:
+    """Unchanged: to the byte. With a line changed by hand: that line and blob ids alone."""
+    release = RELEASES[0]
+    patches = tmp_path / "overlay/patches"
+    shutil.copytree(WORKSPACE.project.patches, patches)
+    shutil.copy(WORKSPACE.project.versions_file, tmp_path / "overlay")
+    workspace = Workspace.open(find_project(tmp_path / "overlay"), cache_folder())
+    with tarfile.open(workspace.fetcher.fetch(release, "sdist")) as tar:
+        tar.extractall(tmp_path, filter="data")
+    source = tmp_path / f"vllm-{release.name}"
+    series = str(release.series)
+    path = workspace.series(release)[-1]
+    file = path.under(patches)
+    canonical = file.read_bytes()
+    quilt(source, patches, series, "push", "-a", "--fuzz=0")
+    quilt(source, patches, series, "refresh", "-f")
+    assert b"Index: " in file.read_bytes()
+    assert b"diff --git" not in file.read_bytes()
+    (made,) = normalize.normalize(workspace, [path])
+    assert (made.new, made.problems) == (canonical, ())
+
+    changed = source / quilt(source, patches, series, "files").split()[-1]
+    changed.write_text(changed.read_text() + "# By hand.\n")
+    quilt(source, patches, series, "refresh", "-p", "ab", "--no-timestamps", "--no-index")
+    (made,) = normalize.normalize(workspace, [path])
+    old, new = (
+        [line for line in text.decode().split("\n") if not line.startswith(("index ", "@@ "))]
+        for text in (canonical, made.new)
+    )
+    assert [line for line in new if line not in old] == ["+# By hand."]

@@ -229,7 +229,7 @@ def at(folder: Path) -> Upstream:
     return Upstream(folder / "served", folder / "overlay", folder / "cache")
 
 
-def make_releases(folder: Path) -> Upstream:
+def make_releases(folder: Path, names: tuple[str, ...] = RELEASES) -> Upstream:
     """The releases, with empty series."""
     upstream = at(folder)
     upstream.served.mkdir()
@@ -239,7 +239,7 @@ def make_releases(folder: Path) -> Upstream:
         'repository = "https://example.org/vllm"\nrange = ">=1.0,<2"\n'
         '[overlay]\nlabel = "llama4"\n'
     )
-    for name in RELEASES:
+    for name in names:
         sdist = upstream.served / f"vllm-{name}.tar.gz"
         wheel = upstream.served / f"vllm-{name}-cp38-abi3-manylinux1_x86_64.whl"
         write_sdist(sdist, source_tree(name), f"vllm-{name}")

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from overlay import bench as bench_module
+from overlay import commands_maintain, environment, gpus, junit, probe, sdist, wheel
 from overlay import doctor as doctor_module
-from overlay import environment, gpus, junit, probe, sdist, wheel
 from overlay import explain as explain_module
 from overlay import lock as lock_module
 from overlay import matrix as matrix_module
@@ -719,6 +719,8 @@ def selfcheck(workspace: Workspace, releases: tuple[str, ...], everything: bool)
 
 
 cli.add_command(watch)
+for _command in commands_maintain.COMMANDS:
+    cli.add_command(_command)
 
 
 def main() -> NoReturn:
