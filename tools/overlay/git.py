@@ -21,12 +21,14 @@ from overlay.errors import Exit, OverlayError
 
 #: Git variables that would redirect a command, blanked.
 _BLANK = ("GIT_NAMESPACE", "GIT_CONFIG_PARAMETERS", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS")
-_ISOLATION = {
+_NO_USER_CONFIG = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_SYSTEM": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_COUNT": "0",
     "GIT_ATTR_NOSYSTEM": "1",
+}
+_ISOLATION = {
     "GIT_ALTERNATE_OBJECT_DIRECTORIES": "",
     "GIT_TERMINAL_PROMPT": "0",
     "GIT_OPTIONAL_LOCKS": "0",
@@ -37,19 +39,27 @@ _ISOLATION = {
 
 
 class GitError(Exception):
-    """A git command exited non-zero; `stderr` is what it said."""
+    """A git command exited non-zero; `stderr` and `stdout` are what it said."""
 
-    def __init__(self, command: str, status: int, stderr: str) -> None:
+    def __init__(self, command: str, status: int, stderr: str, stdout: bytes = b"") -> None:
         super().__init__(f"git {command} exited {status}: {stderr.strip()}")
+        self.status = status
         self.stderr = stderr
+        self.stdout = stdout
 
 
 class Git:
-    """One repository (or none, for commands like mailinfo) and how to call git on it."""
+    """One repository (or none, for commands like mailinfo) and how to call git on it.
 
-    def __init__(self, git_dir: Path, work_tree: Path | None = None) -> None:
+    With `user_config` the user's own settings count: a remote needs their credentials.
+    """
+
+    def __init__(
+        self, git_dir: Path, work_tree: Path | None = None, *, user_config: bool = False
+    ) -> None:
         self.git_dir = git_dir.absolute()
         self.work_tree = work_tree.absolute() if work_tree else None
+        self.user_config = user_config
         self._git = gitpython.Git(str(self.work_tree or self.git_dir.parent))
 
     def run(
@@ -69,7 +79,7 @@ class Git:
             source.seek(0)
             status, out, err = self._execute(["git", *arguments], source, env or {})
         if status:
-            raise GitError(arguments[0], status, err)
+            raise GitError(arguments[0], status, err, out)
         return out
 
     def text(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
@@ -101,6 +111,7 @@ class Git:
     def _environment(self) -> dict[str, str]:
         return {
             **_ISOLATION,
+            **({} if self.user_config else _NO_USER_CONFIG),
             "GIT_DIR": str(self.git_dir),
             "GIT_OBJECT_DIRECTORY": str(self.git_dir / "objects"),
             "GIT_INDEX_FILE": str(self.git_dir / "index"),
