@@ -26,8 +26,9 @@ FIRST = f"## Checklist\n{CHECKLIST}\n{FILL}\n{HEADINGS}\n**READ <x>**\n"
 LAST = f"<!-- x -->\n{FILL}\n{HEADINGS}\n---\n<details>\n{CHECKLIST}</details>\n\n**READ <x>**\n"
 
 
-def change(subject: str, bug: str) -> Change:
+def change(subject: str, bug: str, mended: str = "") -> Change:
     text = f"It is broken,\nand this mends it.\n\nOrigin: vendor\nBug: {bug}\n"
+    text += f"Applied-Upstream: {mended}\n" if mended else ""
     return Change(Mail("A", "a@example.org", "x", subject, text, ""), ("tests/test_a.py",))
 
 
@@ -61,6 +62,18 @@ def test_each_commit_has_its_purpose_told() -> None:
     text = body(LAST, TWO, NOT_RUN, REPOSITORY)
     assert text.index("### 1. [Bugfix] Mend it") < text.index("### 2. [Core] Mend that")
     assert "FIX #7\nRelated to #8\n" in text
+
+
+def test_an_issue_that_upstream_closed_is_not_closed_again() -> None:
+    mended = change("[Core] C", f"{REPOSITORY}/issues/9", f"v0.8.4, {REPOSITORY}/pull/10")
+    other = change("[Core] D", "https://example.org/9", "v0.8.5, https://example.org/other/11")
+    text = body(LAST, (*TWO, mended, other), NOT_RUN, REPOSITORY)
+    wanted = (
+        "\n\nFIX #7\nRelated to #8\nRelated to #9 (upstream's own change: #10 in v0.8.4)\n"
+        "Related to https://example.org/9\n"
+    )
+    assert wanted in text
+    assert "FIX #9" not in text
 
 
 @pytest.mark.parametrize(

@@ -160,16 +160,31 @@ def unwrap(text: str) -> str:
 
 
 def _fixes(changes: Sequence[Change], repository: str) -> str:
-    """`FIX #n` for upstream's issues, and a mention of other bugs."""
-    bugs = dict.fromkeys(bug for c in changes if (bug := c.mail.trailer("Bug")))
-    lines = []
-    for bug in bugs:
-        kind, _, number = bug.removeprefix(f"{repository}/").partition("/")
-        if bug.startswith(f"{repository}/") and number.isdigit():
-            lines.append(f"{'FIX' if kind == 'issues' else 'Related to'} #{number}")
-        else:
-            lines.append(f"Related to {bug}")
-    return "\n".join(sorted(lines))
+    """`FIX #n` for upstream's issues, which closes them on merge, and a mention of other bugs.
+
+    An issue that upstream has mended in its own way is closed already: it is mentioned, with what
+    mended it.
+    """
+    lines: dict[str, set[str]] = {}
+    for change in changes:
+        if bug := change.mail.trailer("Bug"):
+            mended = change.mail.trailer("Applied-Upstream")
+            is_issue = bug.startswith(f"{repository}/issues/")
+            word = "FIX" if is_issue and not mended else "Related to"
+            notes = lines.setdefault(f"{word} {_short(bug, repository)}", set())
+            if mended and is_issue:
+                tag, _, url = mended.partition(", ")
+                notes.add(f"{_short(url, repository)} in {tag}")
+    return "\n".join(
+        line + (f" (upstream's own change: {', '.join(sorted(notes))})" if notes else "")
+        for line, notes in sorted(lines.items())
+    )
+
+
+def _short(url: str, repository: str) -> str:
+    """`#n` for an issue or pull request of upstream's; else the URL."""
+    kind, _, number = url.removeprefix(f"{repository}/").partition("/")
+    return f"#{number}" if kind in ("issues", "pull") and number.isdigit() else url
 
 
 def test_plan(changes: Sequence[Change], evidence: Evidence) -> str:
@@ -183,7 +198,8 @@ def test_plan(changes: Sequence[Change], evidence: Evidence) -> str:
         commands = "\n".join(record.command for record in evidence.records.values())
         parts.append(
             "Each suite was run on the release's official wheel, and on that wheel with the "
-            f"whole series of changes in it:\n\n```sh\n{commands}\n```"
+            "whole series of changes in it, with the commands of the patch overlay that these "
+            f"changes come from:\n\n```sh\n{commands}\n```"
         )
     return "\n\n".join(parts) or "No tests are added or changed."
 
