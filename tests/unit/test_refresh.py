@@ -529,7 +529,7 @@ def test_a_release_that_did_not_apply_before_is_left_alone(run: Run, upstream: U
     assert "use_irope=None" in (upstream.patches / FIRST).read_text()
 
 
-@pytest.mark.parametrize("crash_at", range(6))
+@pytest.mark.parametrize("crash_at", range(9))
 def test_a_crash_while_writing(
     run: Run, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, crash_at: int
 ) -> None:
@@ -538,7 +538,7 @@ def test_a_crash_while_writing(
     amend(tree, "HEAD~2", renamed)
     before = snapshot(upstream)
     calls = 0
-    real = transaction._put
+    real = transaction.put
 
     def put(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -548,11 +548,11 @@ def test_a_crash_while_writing(
         real(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(transaction, "_put", put)
+        patched.setattr(transaction, "put", put)
         assert run("refresh", "1.1", "--date", "2027-01-02").status == 130
     half = snapshot(upstream)
-    planned = crash_at > 3  # three files and the plan
-    assert (half != before) is (crash_at > 4)
+    planned = crash_at > 6  # three files, old and new, and the plan
+    assert (half != before) is (crash_at > 7)
     checked = run("refresh", "--all", "--check", "--no-edits")
     assert ("a refresh was interrupted" in checked.err) is planned
     again = run("refresh", "1.1", "--date", "2027-01-02")
@@ -578,7 +578,7 @@ def test_a_file_changed_between_crash_and_next_refresh(
     assert ran.status == 1
     assert "cannot finish the interrupted write of a" in ran.err
     assert (root / "a").read_text() == "mine\n"
-    assert (journal / "0").read_text() == "new\n"
+    assert (journal / "0.new").read_text() == "new\n"
 
 
 def test_two_at_a_time(run: Run, upstream: Upstream) -> None:

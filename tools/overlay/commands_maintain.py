@@ -122,9 +122,10 @@ def refresh(
     chosen = workspace.versions.select(releases, patched=True)
     with transaction.locked(workspace.project.root):
         if check and transaction.is_unfinished(workspace.project.root):
-            raise _unfinished()
+            raise _unfinished(workspace.project.root)
+        label = transaction.unfinished(workspace.project.root)
         if finished := transaction.finish(workspace.project.root):
-            err.print(f"finished an interrupted refresh: {', '.join(finished)}", markup=False)
+            err.print(f"finished an interrupted {label}: {', '.join(finished)}", markup=False)
             workspace = Workspace(workspace.project, workspace.fetcher)
             chosen = workspace.versions.select(releases, patched=True)
         trees = [] if no_edits else list(_trees(workspace, chosen, folder))
@@ -153,9 +154,9 @@ def _trees(
             yield edit_module.find(place, release)
 
 
-def _unfinished() -> OverlayError:
+def _unfinished(root: Path) -> OverlayError:
     return OverlayError(
-        "a refresh was interrupted",
+        f"a {transaction.unfinished(root)} was interrupted",
         f"some of its files are written, the others wait in {transaction.JOURNAL}",
         "Finish it with 'vllm-overlay refresh --all', without --check",
         Exit.PROBLEMS,
@@ -250,7 +251,7 @@ def normalize(workspace: Workspace, files: tuple[Path, ...], everything: bool, c
     root = workspace.project.root
     with transaction.locked(root):
         if transaction.is_unfinished(root):
-            raise _unfinished()
+            raise _unfinished(root)
         with workspace.progress.steps("normalizing", len(names)) as done:
             found = normalize_module.normalize(workspace, paths, done)
         changed = {f"patches/{one.path}": one.new for one in found if one.new != one.old}

@@ -1,8 +1,9 @@
 """Several files of the checkout written together: all of them or none.
 
-The new bytes are first written to a journal, `work/refresh/`, with a plan of what goes where.
-Until the plan is there, nothing has happened; from then on, `finish` can do the rest, again and
-again. So after a crash the next refresh finishes the last one, before it looks at anything.
+The new and the old bytes are first written to a journal, `work/refresh/`, with a plan of what
+goes where. Until the plan is there, nothing has happened; from then on, `finish` can do the rest,
+again and again, and `undo` can take it back. So after a crash the next command that writes
+finishes the last one, before it looks at anything.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -43,8 +45,10 @@ def locked(root: Path) -> Iterator[None]:
         raise _unwritable(root, error) from error
 
 
-def write(root: Path, files: Mapping[str, bytes | None]) -> None:
+def write(root: Path, files: Mapping[str, bytes | None], label: str = "refresh") -> None:
     """Write `files` (paths below `root`; None: it goes), all or none. Call it within `locked`.
+
+    `label` says what for, to who finds it unfinished.
 
     Raises:
         OverlayError: the disk is full or the folder can't be written; nothing is, then.
@@ -55,10 +59,12 @@ def write(root: Path, files: Mapping[str, bytes | None]) -> None:
         journal.mkdir(parents=True)
         plan: dict[str, dict[str, str | None]] = {}
         for number, (path, data) in enumerate(files.items()):
-            if data is not None:
-                _put(journal / str(number), data)
-            plan[path] = {"old": _digest(root / path), "new": _sha256(data)}
-        _put(journal / _PLAN, json.dumps(plan, indent=2).encode())
+            old = _bytes(root / path)
+            for side, one in (("new", data), ("old", old)):
+                if one is not None:
+                    put(journal / f"{number}.{side}", one)
+            plan[path] = {"old": _sha256(old), "new": _sha256(data)}
+        put(journal / _PLAN, json.dumps({"label": label, "files": plan}, indent=2).encode())
     except OSError as error:
         shutil.rmtree(journal, ignore_errors=True)
         raise _unwritable(root, error) from error
@@ -70,28 +76,51 @@ def is_unfinished(root: Path) -> bool:
     return (root / JOURNAL / _PLAN).is_file()
 
 
+def unfinished(root: Path) -> str:
+    """The label of the write that was interrupted; empty if none was."""
+    return str(_read(root)["label"]) if is_unfinished(root) else ""
+
+
+def _read(root: Path) -> dict[str, Any]:
+    plan: dict[str, Any] = json.loads((root / JOURNAL / _PLAN).read_bytes())
+    return plan
+
+
 def finish(root: Path) -> tuple[str, ...]:
     """Do what is left of a write, if one was interrupted. Returns the paths it was about.
 
     Raises:
         OverlayError: a file was changed by somebody else in between, or can't be written.
     """
+    return _bring(root, "new")
+
+
+def undo(root: Path) -> tuple[str, ...]:
+    """Take back what there is of a write, if one was interrupted. Returns as `finish`.
+
+    Raises:
+        OverlayError: as `finish`.
+    """
+    return _bring(root, "old")
+
+
+def _bring(root: Path, side: str) -> tuple[str, ...]:
     journal = root / JOURNAL
     if not is_unfinished(root):
         return ()
-    plan = json.loads((journal / _PLAN).read_bytes())
+    plan = _read(root)["files"]
     for path, digests in plan.items():
         if _digest(root / path) not in (digests["old"], digests["new"]):
             raise OverlayError(
                 f"cannot finish the interrupted write of {path}",
                 "the file was changed since; the text meant for it is in "
-                f"{JOURNAL}/{list(plan).index(path)}",
-                f"Settle that file by hand, delete {JOURNAL}/{_PLAN} and run refresh again",
+                f"{JOURNAL}/{list(plan).index(path)}.{side}",
+                f"Settle that file by hand, delete {JOURNAL}/{_PLAN} and run it again",
                 Exit.PROBLEMS,
             )
     try:
         for number, (path, digests) in enumerate(plan.items()):
-            _settle(root / path, journal / str(number), digests["new"])
+            _settle(root / path, journal / f"{number}.{side}", digests[side])
         (journal / _PLAN).unlink()
     except OSError as error:
         raise _unwritable(root, error) from error
@@ -107,10 +136,10 @@ def _settle(target: Path, source: Path, digest: str | None) -> None:
             target.parent.rmdir()
     elif _digest(target) != digest:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _put(target, source.read_bytes())
+        put(target, source.read_bytes())
 
 
-def _put(path: Path, data: bytes) -> None:
+def put(path: Path, data: bytes) -> None:
     """Write a file that is either whole or not there, on the disk and not in its cache."""
     # Always the same name: what a crash leaves behind, the next try takes away.
     temporary = path.with_name(f".{path.name}.new")
@@ -121,8 +150,12 @@ def _put(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
+def _bytes(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
 def _digest(path: Path) -> str | None:
-    return _sha256(path.read_bytes()) if path.is_file() else None
+    return _sha256(_bytes(path))
 
 
 def _sha256(data: bytes | None) -> str | None:
