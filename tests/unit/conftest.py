@@ -259,6 +259,33 @@ def make_releases(folder: Path, names: tuple[str, ...] = RELEASES) -> Upstream:
     return upstream
 
 
+NEEDS = "Requires-Python: >=3.9\nRequires-Dist: torch==2.7.1\nRequires-Dist: xformers==0.0.31\n"
+
+
+def release(
+    upstream: Upstream,
+    version: str,
+    changes: Mapping[str, str] | None = None,
+    *,
+    needs: str = NEEDS,
+    wheel: bool = True,
+) -> None:
+    """Serve a release whose files are 1.1's but for `changes`."""
+    files = {**source_tree("1.1"), **(changes or {})}
+    files["PKG-INFO"] = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n{needs}\nText.\n"
+    write_sdist(upstream.served / f"vllm-{version}.tar.gz", files, f"vllm-{version}")
+    if wheel:
+        path = upstream.served / f"vllm-{version}-cp38-abi3-manylinux_2_31_x86_64.whl"
+        write_wheel(path, version, package("1.1"))
+
+
+def accepted(text: str = IMPL) -> str:
+    return text.replace("num_heads, scale)", "num_heads, scale, use_irope=False)")
+
+
+TEST = {"tests/test_irope.py": "def test_use_irope():\n    assert True\n"}
+
+
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Both upstreams, made once; tests work on copies."""

@@ -21,19 +21,17 @@ from overlay.workspace import Workspace
 
 from .conftest import (
     IMPL,
+    NEEDS,
+    TEST,
     Ran,
     Upstream,
     accept_use_irope,
-    package,
-    source_tree,
-    write_sdist,
-    write_wheel,
+    accepted,
+    release,
 )
 from .server import Faults, serve
 
 Run = Callable[..., Ran]
-
-NEEDS = "Requires-Python: >=3.9\nRequires-Dist: torch==2.7.1\nRequires-Dist: xformers==0.0.31\n"
 
 
 @pytest.fixture(autouse=True)
@@ -41,23 +39,6 @@ def _no_waiting() -> Iterator[None]:
     stamina.set_testing(True, attempts=2)
     yield
     stamina.set_testing(False)
-
-
-def release(
-    upstream: Upstream,
-    version: str,
-    changes: Mapping[str, str] | None = None,
-    *,
-    needs: str = NEEDS,
-    wheel: bool = True,
-) -> None:
-    """Serve a release whose files are 1.1's but for `changes`."""
-    files = {**source_tree("1.1"), **(changes or {})}
-    files["PKG-INFO"] = f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n{needs}\nText.\n"
-    write_sdist(upstream.served / f"vllm-{version}.tar.gz", files, f"vllm-{version}")
-    if wheel:
-        path = upstream.served / f"vllm-{version}-cp38-abi3-manylinux_2_31_x86_64.whl"
-        write_wheel(path, version, package("1.1"))
 
 
 def names(upstream: Upstream, *, newer: bool = False) -> list[str]:
@@ -99,13 +80,6 @@ def test_a_new_release(run: Run, upstream: Upstream) -> None:
     }
     assert found["sdist"]["size"] == (upstream.served / "vllm-1.2.tar.gz").stat().st_size
     assert (upstream.root / "VERSIONS.toml").read_bytes() == before
-
-
-def accepted(text: str = IMPL) -> str:
-    return text.replace("num_heads, scale)", "num_heads, scale, use_irope=False)")
-
-
-TEST = {"tests/test_irope.py": "def test_use_irope():\n    assert True\n"}
 
 
 @pytest.mark.parametrize(

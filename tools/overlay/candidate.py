@@ -332,7 +332,7 @@ def try_topics(workspace: Workspace, name: str, commit: str) -> tuple[Attempt, .
 def _try_topic(workspace: Workspace, name: str, head: str, before: str, own: Applied) -> Attempt:
     """Try a topic on `head`; `own` is its patch on the nearest release, at the commit `before`."""
     first = None
-    for path in _texts(workspace, own.path, Version(name)):
+    for path in texts(workspace, own.path, Version(name)):
         applied = tree.apply_patch(workspace.store, name, head, workspace.project.patches, path)
         if applied.status.is_good or applied.status is ApplyStatus.UPSTREAMED:
             return Attempt(path, applied)
@@ -346,7 +346,7 @@ def _try_topic(workspace: Workspace, name: str, head: str, before: str, own: App
     return Attempt(own.path, first, merge)
 
 
-def _texts(workspace: Workspace, own: PatchPath, version: Version) -> Iterator[PatchPath]:
+def texts(workspace: Workspace, own: PatchPath, version: Version) -> Iterator[PatchPath]:
     """The patches of a topic that may fit `version`, the likeliest first."""
     yield own
     found = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from overlay import onto
+from overlay import conflict, onto
 from overlay import stage as stage_module
 from overlay.console import err, out, print_json
 from overlay.errors import Exit
@@ -16,9 +16,6 @@ from overlay.fit import Conflict
 from overlay.options import EPILOG, json_option, pass_workspace
 from overlay.stage import Request, Staged
 from overlay.workspace import Workspace
-
-#: Lines of a conflict that are printed of each side; --json has all.
-SHOWN = 8
 
 
 @click.command(epilog=EPILOG)
@@ -107,8 +104,8 @@ def _print(staged: Staged, request: Request) -> None:
     for one in staged.fits:
         out.print(f"{one.topic:<{width}}  {one.detail}", markup=False)
     for one in staged.conflicts:
-        for conflict in one.conflicts:
-            _print_conflict(one.topic, conflict, staged.base_name)
+        for clash in one.conflicts:
+            _print_conflict(one.topic, clash, staged.base_name)
     for finding in staged.lint.findings:
         err.print(f"{staged.topics_of(finding.path)}: {finding}", style="red", markup=False)
     if staged.lint.ran:
@@ -158,15 +155,11 @@ def _print_request(staged: Staged, request: Request) -> None:
     out.print(staged.command, style="bold", markup=False)
 
 
-def _print_conflict(topic: str, conflict: Conflict, base_name: str) -> None:
-    err.print(f"{topic}: {conflict}", style="red", markup=False)
-    for who, lines in ((base_name, conflict.upstream), ("the patch", conflict.patch)):
-        if lines or conflict.line:
-            err.print(f"  {who} has" + (":" if lines else " nothing"), markup=False)
-        for line in lines[:SHOWN]:
-            err.print(f"    {line}".rstrip(), markup=False)
-        if len(lines) > SHOWN:
-            err.print(f"    … and {len(lines) - SHOWN} more", markup=False)
+def _print_conflict(topic: str, one: Conflict, base_name: str) -> None:
+    place, *lines = conflict.sides(one, base_name)
+    err.print(f"{topic}: {place}", style="red", markup=False)
+    for line in lines:
+        err.print(line, markup=False)
 
 
 def _as_json(staged: Staged) -> dict[str, Any]:

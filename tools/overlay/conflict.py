@@ -5,12 +5,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 
+from overlay.fit import Conflict
 from overlay.hunks import HunkMatch, MatchKind
 from overlay.series import PatchPath
 from overlay.tree import Applied
 
 #: Lines around a difference.
 _AROUND = 2
+#: Lines of a merge's conflict that are told of each side.
+_SHOWN = 8
 
 
 def explain(failures: Sequence[tuple[str, Applied]]) -> Iterator[str]:
@@ -44,3 +47,22 @@ def _explain(releases: str, path: PatchPath, first: str, match: HunkMatch) -> It
 
 def _plain(lines: Sequence[str]) -> list[str]:
     return [line.rstrip("\n") for line in lines]
+
+
+def sides(conflict: Conflict, theirs: str) -> Iterator[str]:
+    """Lines that tell of a merge's conflict: the place, and what each side has there.
+
+    `theirs` names the tree that was merged into. A long side is told by what it changes.
+    """
+    yield str(conflict)
+    for who, lines in ((theirs, conflict.upstream), ("the patch", conflict.patch)):
+        shown, verb = list(lines), "has"
+        if len(lines) > _SHOWN and conflict.base:
+            verb = "changes"
+            diff = difflib.unified_diff(conflict.base, lines, n=_AROUND, lineterm="")
+            shown = ["…" if line.startswith("@@") else line for line in list(diff)[2:]]
+        if lines or conflict.line:
+            yield f"  {who} {verb}" + (":" if shown else " nothing")
+        yield from (f"    {line}".rstrip() for line in shown[: 2 * _SHOWN])
+        if len(shown) > 2 * _SHOWN:
+            yield f"    … and {len(shown) - 2 * _SHOWN} more lines"

@@ -7,7 +7,7 @@ when a commit is amended or rebased; where a tool does not, the subject tells.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +27,8 @@ OPENED = "refs/overlay/series"
 #: Where a refresh leaves the commits that it replaced by canonical ones.
 REPLACED = "refs/overlay/before-refresh"
 _NOTES = "refs/notes/overlay"
-_WHO = {
+#: Whose commits those are that the tool makes.
+WHO = {
     f"GIT_{role}_{key}": value
     for role in ("AUTHOR", "COMMITTER")
     for key, value in (("NAME", "vllm-overlay"), ("EMAIL", "vllm-overlay@localhost"))
@@ -127,7 +128,7 @@ def _update(store: Store, tree: EditTree, result: Result) -> None:
             f"Write them back with 'vllm-overlay refresh {tree.release}', or name another folder",
             Exit.ENVIRONMENT,
         )
-    _unfinished(tree)
+    demand_finished(tree.git, tree.folder)
     if result.head != tree.head:
         _send(store, tree.git, result)
         tree.git.run("reset", "--quiet", "--hard", result.head)
@@ -174,7 +175,7 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
         OverlayError: something is uncommitted, unfinished, merged or empty; the tree is not
             based on the release; or the series changed since the tree was opened.
     """
-    _unfinished(tree)
+    demand_finished(tree.git, tree.folder)
     if changes := tree.changes:
         more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise OverlayError(
@@ -211,11 +212,22 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
     return commits
 
 
-def _unfinished(tree: EditTree) -> None:
-    found = [what for name, what in _UNFINISHED.items() if (tree.git.git_dir / name).exists()]
+def demand_finished(git: Git, folder: Path, besides: Collection[str] = ()) -> None:
+    """Nothing, if the work tree `folder` is in the middle of no operation of git's.
+
+    `besides` are files in .git of operations that may be under way.
+
+    Raises:
+        OverlayError: it is in the middle of one.
+    """
+    found = [
+        what
+        for name, what in _UNFINISHED.items()
+        if name not in besides and (git.git_dir / name).exists()
+    ]
     if found:
         raise OverlayError(
-            f"{tree.folder} is in the middle of a {found[0]}",
+            f"{folder} is in the middle of a {found[0]}",
             "its commits are not what they will be",
             f"End it with git {found[0]} --continue, or --abort",
             Exit.PROBLEMS,
@@ -375,7 +387,7 @@ def settle(store: Store, tree: EditTree, result: Result) -> None:
         _send(store, tree.git, result)
         tree.git.run("update-ref", REPLACED, head)
         reason = "vllm-overlay refresh: canonical commits"
-        tree.git.run("update-ref", "-m", reason, "HEAD", result.head, head, env=_WHO)
+        tree.git.run("update-ref", "-m", reason, "HEAD", result.head, head, env=WHO)
     _record(tree.git, result)
 
 
@@ -396,7 +408,7 @@ def _record(git: Git, result: Result) -> None:
     for one in result.applied:
         git.run("config", "--add", "overlay.series", str(one.path))
         git.run(
-            "notes", f"--ref={_NOTES}", "add", "--force", "-m", str(one.path), one.commit, env=_WHO
+            "notes", f"--ref={_NOTES}", "add", "--force", "-m", str(one.path), one.commit, env=WHO
         )
 
 

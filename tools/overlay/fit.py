@@ -48,6 +48,8 @@ class Conflict:
     """Upstream's lines."""
     patch: tuple[str, ...]
     """What the patch would have there."""
+    base: tuple[str, ...] = ()
+    """What the release of the patch has there."""
 
     def __str__(self) -> str:
         """The place, in a line."""
@@ -134,14 +136,16 @@ def _fit_one(
     plain = apply_patch(scratch, release.name, head, patches, origin.path)
     if plain.status.is_good:
         status = FitStatus.OFFSET if plain.offsets else FitStatus.CLEAN
-        commit = _commit(scratch, scratch.tree_of(plain.commit), head, origin.patch.mail, message)
+        commit = commit_tree(
+            scratch, scratch.tree_of(plain.commit), head, origin.patch.mail, message
+        )
         return Fit(origin.path, origin.patch, status, commit, plain.offsets)
     if plain.status is ApplyStatus.UPSTREAMED:
         return Fit(origin.path, origin.patch, FitStatus.UPSTREAM, "")
     return _merge(scratch, origin, head, message)
 
 
-def _commit(scratch: Store, tree: str, parent: str, mail: Mail, message: str) -> str:
+def commit_tree(scratch: Store, tree: str, parent: str, mail: Mail, message: str) -> str:
     """A commit with the author and date of `mail`, as committer too: the same every time."""
     who = {
         f"GIT_{role}_{key}": value
@@ -157,23 +161,23 @@ def _merge(scratch: Store, origin: Applied, head: str, message: str) -> Fit:
     path, patch = origin.path, origin.patch
     merged = threeway.merge(scratch, head, f"{origin.commit}^", origin.commit)
     if merged.clashes:
-        conflicts = tuple(_conflict(patch, clash) for clash in merged.clashes)
+        conflicts = tuple(locate(patch, clash) for clash in merged.clashes)
         return Fit(path, patch, FitStatus.CONFLICT, "", conflicts=conflicts)
     if merged.is_empty:
         return Fit(path, patch, FitStatus.UPSTREAM, "")
-    tree = _write(scratch, head, origin.commit, merged.changed)
-    commit = _commit(scratch, tree, head, patch.mail, message)
+    tree = tree_with(scratch, head, origin.commit, merged.changed)
+    commit = commit_tree(scratch, tree, head, patch.mail, message)
     return Fit(path, patch, FitStatus.MERGED, commit, known=merged.known)
 
 
-def _conflict(patch: Patch, clash: Clash) -> Conflict:
+def locate(patch: Patch, clash: Clash) -> Conflict:
     """A clash, with the hunk of the patch that it is in."""
     if clash.why:
         return Conflict(clash.path, clash.why, 0, (), ())
     (file,) = (file for file in patch.files if file.path == clash.path)
     number, hunk = max(enumerate(file.hunks, 1), key=lambda pair: _shared(pair[1], clash))
     where = f"hunk {number} ({hunk.header})"
-    return Conflict(clash.path, where, clash.line, clash.ours, clash.theirs)
+    return Conflict(clash.path, where, clash.line, clash.ours, clash.theirs, clash.base)
 
 
 def _shared(hunk: Hunk, clash: Clash) -> int:
@@ -182,7 +186,7 @@ def _shared(hunk: Hunk, clash: Clash) -> int:
     return len(old & set(clash.base)) + len(new & set(clash.theirs))
 
 
-def _write(scratch: Store, head: str, origin: str, files: Mapping[str, bytes | None]) -> str:
+def tree_with(scratch: Store, head: str, origin: str, files: Mapping[str, bytes | None]) -> str:
     """The tree of `head` with `files` put in. Returns its id."""
     with scratch.index(head) as env:
         for path, data in files.items():

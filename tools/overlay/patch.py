@@ -179,3 +179,27 @@ def _lint_trailers(trailers: tuple[tuple[str, str], ...]) -> Iterator[str]:
 def export(git: Git, commit: str) -> bytes:
     """The canonical text of a commit."""
     return git.run(*FORMAT_PATCH, "-1", commit)
+
+
+def essence(mail: Mail) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Header and diff without what depends on the tree around: line numbers and blob ids."""
+    lines = [
+        "@@" if line.startswith("@@ ") else line
+        for line in mail.diff.split("\n")
+        if not line.startswith("index ")
+    ]
+    return (mail.author, mail.email, mail.date, mail.message), tuple(lines)
+
+
+def with_date(text: bytes, date: str) -> bytes:
+    """A patch's text with `date` (YYYY-MM-DD) in its Last-Update trailer."""
+    header, start, diff = text.partition(b"\ndiff --git ")
+    *_, last = [None, *re.finditer(rb"^Last-Update: .*$", header, re.MULTILINE)]
+    if last is None:
+        return text  # lint tells
+    return (
+        header[: last.start()]
+        + f"Last-Update: {date}".encode()
+        + header[last.end() :]
+        + (start + diff)
+    )

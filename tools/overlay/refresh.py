@@ -8,7 +8,6 @@ was edited in, and every release that lists the file must still take it.
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from overlay.edit import Commit, EditTree
 from overlay.errors import Exit, OverlayError
 from overlay.git import Git
 from overlay.hunks import parse_diff
-from overlay.patch import Mail, Patch
+from overlay.patch import Patch
 from overlay.series import PatchPath
 from overlay.tree import Applied, Result
 from overlay.trial import Trial
@@ -186,38 +185,20 @@ def _changed_text(
     mail = patches_module.parse_mail(git, text, str(commit))
     if old is not None:
         then = patches_module.parse_mail(git, patches_module.export(git, old.commit), str(old.path))
-        if _essence(then) == _essence(mail):
+        if patches_module.essence(then) == patches_module.essence(mail):
             return None
-        if _essence(then)[1] != _essence(mail)[1]:
-            text = _with_date(text, date)
-    _demand_sound(git, tree, commit, text)
+        if patches_module.essence(then)[1] != patches_module.essence(mail)[1]:
+            text = patches_module.with_date(text, date)
+    demand_sound(git, tree, commit, text)
     return text
 
 
-def _essence(mail: Mail) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Header and diff without what depends on the tree around: line numbers and blob ids."""
-    lines = [
-        "@@" if line.startswith("@@ ") else line
-        for line in mail.diff.split("\n")
-        if not line.startswith("index ")
-    ]
-    return (mail.author, mail.email, mail.date, mail.message), tuple(lines)
+def demand_sound(git: Git, tree: EditTree, commit: Commit, text: bytes) -> None:
+    """Nothing, if the text of an edited commit is that of a patch.
 
-
-def _with_date(text: bytes, date: str) -> bytes:
-    header, start, diff = text.partition(b"\ndiff --git ")
-    *_, last = [None, *re.finditer(rb"^Last-Update: .*$", header, re.MULTILINE)]
-    if last is None:
-        return text  # lint tells
-    return (
-        header[: last.start()]
-        + f"Last-Update: {date}".encode()
-        + header[last.end() :]
-        + (start + diff)
-    )
-
-
-def _demand_sound(git: Git, tree: EditTree, commit: Commit, text: bytes) -> None:
+    Raises:
+        OverlayError: its diff does what no patch may, or its message lacks something.
+    """
     mail = patches_module.parse_mail(git, text, str(commit))
     try:
         files = parse_diff(mail.diff, str(commit))
@@ -355,7 +336,7 @@ def _draft_file(
     for number, run in enumerate(runs):
         found = {one.name: texts[one.name] for one in run if one.name in texts}
         essences = {
-            _essence(patches_module.parse_mail(trial.workspace.store.git, text, name))
+            patches_module.essence(patches_module.parse_mail(trial.workspace.store.git, text, name))
             for name, text in found.items()
         }
         if len(essences) > 1:
