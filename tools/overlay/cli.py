@@ -26,6 +26,7 @@ from overlay import report as report_module
 from overlay import upstream as upstream_module
 from overlay import validate as validate_module
 from overlay import verify as verify_module
+from overlay.commands_port import port
 from overlay.commands_stage import stage
 from overlay.commands_watch import watch
 from overlay.console import err, log_for, out, print_json, set_up_logging
@@ -719,6 +720,7 @@ def selfcheck(workspace: Workspace, releases: tuple[str, ...], everything: bool)
         sys.exit(Exit.PROBLEMS)
 
 
+cli.add_command(port)
 cli.add_command(stage)
 cli.add_command(watch)
 for _command in commands_maintain.COMMANDS:
