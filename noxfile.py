@@ -9,6 +9,7 @@ nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched 
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
 nox -s "build(0.8.3)"        a release's patched wheel in dist/, twice the same and verified
+nox -s port                  three releases of real history, ported again
 nox -s wheels                every wheel built twice, compared and verified
 nox -s report                dist/report.html
 nox -s browser               the report in Chromium; `-- --screenshot docs/report.png` retakes it
@@ -73,6 +74,13 @@ def validate(session: nox.Session) -> None:
     session.run("vllm-overlay", "refresh", "--all", "--check", "--no-edits")
     session.run("vllm-overlay", "matrix", "--all", "--compare")
     session.run("pytest", "tests/quilt", *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+def port(session: nox.Session) -> None:
+    """Ports of upstream's real history, done again; asks the package index for the hashes."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", "tests/port", *session.posargs)
 
 
 @nox.session(tags=["matrix"])
