@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import pytest
 
-from overlay import normalize
+from overlay import archive, normalize
 from overlay.git import Git
 from overlay.project import cache_folder, find_project
 from overlay.versions import Release
@@ -48,8 +47,7 @@ def tree_id(source: Path) -> str:
 
 @pytest.mark.parametrize("release", RELEASES, ids=[r.name for r in RELEASES])
 def test_quilt_makes_the_locked_tree(release: Release, tmp_path: Path) -> None:
-    with tarfile.open(WORKSPACE.fetcher.fetch(release, "sdist")) as tar:
-        tar.extractall(tmp_path, filter="data")
+    archive.unpack(WORKSPACE.fetcher.fetch(release, "sdist"), tmp_path)
     source = tmp_path / f"vllm-{release.name}"
     applied = len(WORKSPACE.series(release))
     quilt_push_all(source, str(release.series))
@@ -80,8 +78,7 @@ def test_what_quilt_refreshes_is_canonical_after_normalize(tmp_path: Path) -> No
     shutil.copytree(WORKSPACE.project.patches, patches)
     shutil.copy(WORKSPACE.project.versions_file, tmp_path / "overlay")
     workspace = Workspace.open(find_project(tmp_path / "overlay"), cache_folder())
-    with tarfile.open(workspace.fetcher.fetch(release, "sdist")) as tar:
-        tar.extractall(tmp_path, filter="data")
+    archive.unpack(workspace.fetcher.fetch(release, "sdist"), tmp_path)
     source = tmp_path / f"vllm-{release.name}"
     series = str(release.series)
     path = workspace.series(release)[-1]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tarfile
 from pathlib import Path
 
 import pytest
 
+from overlay import archive
 from overlay.errors import Exit, OverlayError
 from overlay.tree import ApplyStatus, check_out
 
@@ -27,8 +27,7 @@ def test_tree_id_is_that_of_a_plain_git_repository(upstream: Upstream, tmp_path:
     workspace = upstream.workspace()
     result = workspace.apply(workspace.versions.get("1.0"))
     plain = tmp_path / "plain"
-    with tarfile.open(upstream.served / "vllm-1.0.tar.gz") as tar:
-        tar.extractall(plain, filter="data")
+    archive.unpack(upstream.served / "vllm-1.0.tar.gz", plain)
     git(plain / "vllm-1.0", "init", "-q")
     git(plain / "vllm-1.0", "apply", str(upstream.patches / "attention-signatures/1.0.patch"))
     git(plain / "vllm-1.0", "add", "-A", "-f")

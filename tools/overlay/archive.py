@@ -26,6 +26,14 @@ class Member:
     """Permission bits."""
 
 
+def unpack(path: Path, folder: Path) -> None:
+    """Unpack a tarball that was checked or made here into `folder`."""
+    with tarfile.open(path) as tar:
+        # Python 3.10.12, 3.11.4 and 3.12 have the filter, and some of them warn without it.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(folder)
+
+
 def read_sdist(path: Path) -> Iterator[tuple[Member, bytes]]:
     """The files of an sdist, in the archive's order.
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from overlay import wheel
+from overlay import archive, wheel
 from overlay.console import log_for
 from overlay.environment import UvCache, choose_python, find_uv
 from overlay.errors import Exit, OverlayError
@@ -95,8 +95,7 @@ def build_wheel(
         # Unpacked, since upstream's setup.py adds the target to the version (…+llama4.1.empty)
         # and uv holds a wheel built from an archive to the archive's version.
         tree = Path(scratch, sdist.name.removesuffix(".tar.gz"))
-        with tarfile.open(sdist) as tar:
-            tar.extractall(scratch, filter="data")
+        archive.unpack(sdist, Path(scratch))
         out = Path(scratch, "wheel")
         version = workspace.versions.local_version(release)
         environment = {
