@@ -80,7 +80,7 @@ def validate(session: nox.Session) -> None:
 def port(session: nox.Session) -> None:
     """Ports of upstream's real history, done again; asks the package index for the hashes."""
     session.install("-e", ".", *group("test"))
-    session.run("pytest", "tests/port", *session.posargs)
+    session.run("pytest", "-n", "auto", "tests/port", *session.posargs)
 
 
 @nox.session(tags=["matrix"])
