@@ -63,7 +63,7 @@ def run(
 def _arguments(suite: Path) -> list[str]:
     """pytest's, for all of a suite."""
     return [
-        "-p", "no:cacheprovider", "-c", str(suite.parent / "pytest.ini"), "--rootdir",
+        "-p", "no:cacheprovider", "-c", str(suite.parent / "wheels.ini"), "--rootdir",
         str(suite.parent), str(suite), "-q", "-rs", "-n", "auto", "--dist", "worksteal",
     ]  # fmt: skip
 
