@@ -190,12 +190,10 @@ def _stock(runs: Runs, tests: Selected, anew: bool) -> list[Case]:
 def _both(runs: Runs, which: Which, tests: Selected) -> list[Case]:
     """The tests on one of the wheels: all, and those of each plugin with it."""
     runs.install(which)
-    packages = [_built(runs, tests, path) for path in tests.packages]
-    cases = _pytest(runs, which, tests, packages, tests.chosen)
+    cases = _pytest(runs, which, tests, tests.chosen)
     for plugin in tests.plugins:
-        path = [*packages, _built(runs, tests, plugin.package)]
         arguments = [f"--plugins={','.join(plugin.names)}", *(f"tests/{n}" for n in plugin.tests)]
-        cases += _pytest(runs, f"{which}-{plugin.label}", tests, path, arguments)
+        cases += _pytest(runs, f"{which}-{plugin.label}", tests, arguments, plugin.package)
     return cases
 
 
@@ -214,8 +212,7 @@ def _again(runs: Runs, tests: Selected, patched: list[Case], lost: set[str]) -> 
     if not files:
         return patched
     log_for(runs.release.name).warning("once more, for %d tests: %s", len(lost), " ".join(files))
-    packages = [_built(runs, tests, path) for path in tests.packages]
-    second = _pytest(runs, "patched-again", tests, packages, files)
+    second = _pytest(runs, "patched-again", tests, files)
     found = {case.name: case for case in patched}
     found |= {case.name: case for case in second if case.name in lost}
     return list(found.values())
@@ -240,10 +237,11 @@ def _built(runs: Runs, tests: Selected, package: str) -> Path:
 
 
 def _pytest(
-    runs: Runs, label: str, tests: Selected, path: Iterable[Path], arguments: Iterable[str]
+    runs: Runs, label: str, tests: Selected, arguments: Iterable[str], *packages: str
 ) -> list[Case]:
-    """Run tests/upstream; `path` is searched for packages besides."""
-    folders = (runs.workspace.project.root / "tests", *path)
+    """Run tests/upstream with the packages that all tests import, and `packages` besides."""
+    built = (_built(runs, tests, package) for package in (*tests.packages, *packages))
+    folders = (runs.workspace.project.root / "tests", *built)
     # The seed is for what depends on the order of a set: it is the same on both wheels.
     env = {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONHASHSEED": "0"}
     arguments = (f"--timeout={TEST_TIMEOUT}", *arguments)
