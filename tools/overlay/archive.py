@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from overlay.errors import Exit, OverlayError
 from overlay.hunks import is_safe_path
@@ -45,25 +47,51 @@ def read_sdist(path: Path) -> Iterator[tuple[Member, bytes]]:
     seen: set[str] = set()
     total = 0
     try:
-        with tarfile.open(path, "r:gz") as tar:
+        with (
+            gzip.open(path) as unpacked,
+            tarfile.open(fileobj=cast(IO[bytes], _Bounded(unpacked)), mode="r:") as tar,
+        ):
             for info in tar:
                 if info.isdir():
                     continue
                 root, _, name = info.name.partition("/")
                 top = top or root
                 total += info.size
-                _refuse(path, info, name, root == top, name in seen, total)
+                in_top = root == top and is_safe_path(top)
+                _refuse(path, info, name, in_top, name in seen, total)
                 seen.add(name)
                 stream = tar.extractfile(info)
                 assert stream is not None
                 yield Member(name, info.mode & 0o777), stream.read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, OSError, ValueError, LookupError) as error:
         raise OverlayError(
             f"{path.name} is damaged",
             f"it cannot be read as a gzipped tar ({error})",
             "Delete it from the cache and fetch it again",
             Exit.INTEGRITY,
         ) from error
+
+
+class _Bounded:
+    """An unpacked archive, as long as it is no larger than any source archive.
+
+    Members are measured before they are read, but tarfile reads what lies between them (a
+    header may claim gigabytes) without asking.
+    """
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self._stream = stream
+        self.tell = stream.tell
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if offset > 2 * MAX_TOTAL:
+            raise OSError("it is too large for a source archive")
+        return self._stream.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_MEMBER:
+            raise OSError("it has a part that is too large for a source archive")
+        return self._stream.read(size)
 
 
 def _refuse(

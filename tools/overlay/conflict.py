@@ -23,10 +23,9 @@ def explain(failures: Sequence[tuple[str, Applied]]) -> Iterator[str]:
     """
     told: dict[tuple[object, ...], list[tuple[str, HunkMatch]]] = {}
     for release, applied in failures:
-        for match in applied.matches:
-            if match.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS):
-                key = (applied.path, match.path, match.number, match.expected, match.found)
-                told.setdefault(key, []).append((release, match))
+        for match in applied.failures:
+            key = (applied.path, match.path, match.number, match.expected, match.found)
+            told.setdefault(key, []).append((release, match))
     for (path, *_), same in told.items():
         assert isinstance(path, PatchPath)
         yield from _explain(", ".join(release for release, _ in same), path, *same[0])

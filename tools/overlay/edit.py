@@ -77,8 +77,19 @@ class EditTree:
     @property
     def changes(self) -> tuple[str, ...]:
         """Paths with uncommitted changes, new files included."""
-        out = self.git.run("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-        return tuple(entry[3:] for entry in out.decode("utf-8", "replace").split("\0") if entry)
+        return tuple(entry[3:] for entry in status(self.git))
+
+
+def status(git: Git) -> list[str]:
+    """The entries of git status for what is uncommitted: two letters, a blank and the path."""
+    out = git.run("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
+    return [entry for entry in out.decode("utf-8", "replace").split("\0") if entry]
+
+
+def some(paths: Sequence[str]) -> str:
+    """The first paths, and how many more there are."""
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(paths[:3])}{more}"
 
 
 def default_folder(project: Project, release: Release) -> Path:
@@ -130,7 +141,7 @@ def _update(store: Store, tree: EditTree, result: Result) -> None:
         )
     demand_finished(tree.git, tree.folder)
     if result.head != tree.head:
-        _send(store, tree.git, result)
+        store.send(tree.git, result.head, result.base)
         tree.git.run("reset", "--quiet", "--hard", result.head)
         _record(tree.git, result)
 
@@ -177,10 +188,9 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
     """
     demand_finished(tree.git, tree.folder)
     if changes := tree.changes:
-        more = f" and {len(changes) - 3} more" if len(changes) > 3 else ""
         raise OverlayError(
             f"{tree.folder} has uncommitted changes",
-            f"git status lists {', '.join(changes[:3])}{more}",
+            f"git status lists {some(changes)}",
             "Commit them (git commit --amend, or --fixup and git rebase -i --autosquash), "
             "or stash them",
             Exit.PROBLEMS,
@@ -202,10 +212,7 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
             f"Make it one with git rebase {now.release.tag}",
             Exit.PROBLEMS,
         )
-    objects = tree.git.run(
-        "pack-objects", "--quiet", "--revs", "--stdout", stdin=f"HEAD\n^{now.base}\n".encode()
-    )
-    workspace.store.git.run("unpack-objects", "-q", stdin=objects)
+    tree.git.send(workspace.store.git, "HEAD", now.base)
     commits = _commits(tree, span)
     _not_empty(workspace.store, tree, commits)
     _not_stale(workspace, tree, now, list(commits))
@@ -384,17 +391,11 @@ def settle(store: Store, tree: EditTree, result: Result) -> None:
     if head != result.head and store.tree_of(result.head) == tree.git.text(
         "rev-parse", "HEAD^{tree}"
     ):
-        _send(store, tree.git, result)
+        store.send(tree.git, result.head, result.base)
         tree.git.run("update-ref", REPLACED, head)
         reason = "vllm-overlay refresh: canonical commits"
         tree.git.run("update-ref", "-m", reason, "HEAD", result.head, head, env=WHO)
     _record(tree.git, result)
-
-
-def _send(store: Store, git: Git, result: Result) -> None:
-    wanted = f"{result.head}\n^{result.base}\n".encode()
-    objects = store.git.run("pack-objects", "--quiet", "--revs", "--stdout", stdin=wanted)
-    git.run("unpack-objects", "-q", stdin=objects)
 
 
 def _record(git: Git, result: Result) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 
@@ -21,6 +22,15 @@ class Exit(IntEnum):
     PATCH = 5
     #: This machine refuses: unwritable folder, missing tool, failed build.
     ENVIRONMENT = 6
+
+
+#: What the operating system says when the machine is at fault, and not the tool.
+MACHINE_ERRORS = frozenset(
+    (
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+        errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM,
+    )
+)  # fmt: skip
 
 
 class OverlayError(Exception):

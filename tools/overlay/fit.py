@@ -136,24 +136,11 @@ def _fit_one(
     plain = apply_patch(scratch, release.name, head, patches, origin.path)
     if plain.status.is_good:
         status = FitStatus.OFFSET if plain.offsets else FitStatus.CLEAN
-        commit = commit_tree(
-            scratch, scratch.tree_of(plain.commit), head, origin.patch.mail, message
-        )
+        commit = scratch.commit(scratch.tree_of(plain.commit), head, origin.patch.mail, message)
         return Fit(origin.path, origin.patch, status, commit, plain.offsets)
     if plain.status is ApplyStatus.UPSTREAMED:
         return Fit(origin.path, origin.patch, FitStatus.UPSTREAM, "")
     return _merge(scratch, origin, head, message)
-
-
-def commit_tree(scratch: Store, tree: str, parent: str, mail: Mail, message: str) -> str:
-    """A commit with the author and date of `mail`, as committer too: the same every time."""
-    who = {
-        f"GIT_{role}_{key}": value
-        for role in ("AUTHOR", "COMMITTER")
-        for key, value in (("NAME", mail.author), ("EMAIL", mail.email), ("DATE", mail.date))
-    }
-    out = scratch.git.run("commit-tree", tree, "-p", parent, stdin=message.encode(), env=who)
-    return out.decode().strip()
 
 
 def _merge(scratch: Store, origin: Applied, head: str, message: str) -> Fit:
@@ -166,7 +153,7 @@ def _merge(scratch: Store, origin: Applied, head: str, message: str) -> Fit:
     if merged.is_empty:
         return Fit(path, patch, FitStatus.UPSTREAM, "")
     tree = tree_with(scratch, head, origin.commit, merged.changed)
-    commit = commit_tree(scratch, tree, head, patch.mail, message)
+    commit = scratch.commit(tree, head, patch.mail, message)
     return Fit(path, patch, FitStatus.MERGED, commit, known=merged.known)
 
 

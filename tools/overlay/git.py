@@ -9,6 +9,7 @@ environment of its own.
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import IO, Any
 import git as gitpython
 from git.exc import GitCommandError, GitCommandNotFound
 
-from overlay.errors import Exit, OverlayError
+from overlay.errors import MACHINE_ERRORS, Exit, OverlayError
 
 #: Git variables that would redirect a command, blanked.
 _BLANK = ("GIT_NAMESPACE", "GIT_CONFIG_PARAMETERS", "GIT_EXTERNAL_DIFF", "GIT_DIFF_OPTS")
@@ -38,14 +39,25 @@ _ISOLATION = {
 }
 
 
+#: What git prints of a machine that refuses: strerror's words, under LC_ALL=C.
+_MACHINE = tuple(os.strerror(number) for number in MACHINE_ERRORS)
+
+
 class GitError(Exception):
     """A git command exited non-zero; `stderr` and `stdout` are what it said."""
 
     def __init__(self, command: str, status: int, stderr: str, stdout: bytes = b"") -> None:
-        super().__init__(f"git {command} exited {status}: {stderr.strip()}")
+        said = "; ".join(line.strip() for line in stderr.strip().splitlines())
+        if status < 0:
+            said = f"{said} (ended by {signal.Signals(-status).name})".strip()
+        super().__init__(f"git {command} exited {status}: {said}")
         self.status = status
         self.stderr = stderr
         self.stdout = stdout
+        self.said = said
+        """What it said on stderr, in one line, and which signal ended it."""
+        self.is_machine = status < 0 or any(text in said for text in _MACHINE)
+        """Whether the machine refused (a full disk, say), whatever git was asked."""
 
 
 class Git:
@@ -85,6 +97,18 @@ class Git:
     def text(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
         """Like `run`, decoded and stripped: for ids and the like."""
         return self.run(*arguments, env=env).decode("utf-8", "surrogateescape").strip()
+
+    def send(self, other: Git, commit: str, since: str = "") -> None:
+        """Copy to another repository what `commit` has, less what `since` has.
+
+        Raises:
+            GitError: there is no such commit, or the other one can't be written.
+        """
+        wanted = f"{commit}\n^{since}\n" if since else f"{commit}\n"
+        pack = self.run("pack-objects", "--quiet", "--revs", "--stdout", stdin=wanted.encode())
+        # A whole source tree stays a pack; what a few commits add does not make one more.
+        receive = ("unpack-objects", "-q") if since else ("index-pack", "--stdin")
+        other.run(*receive, stdin=pack)
 
     def _execute(
         self, command: list[str], source: IO[bytes], env: Mapping[str, str]

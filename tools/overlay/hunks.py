@@ -23,12 +23,17 @@ from overlay.errors import Exit, OverlayError
 #: Header lines of a git diff that the overlay refuses, and what each is.
 _REFUSED = {
     "rename from": "a rename",
+    "rename to": "a rename",
     "copy from": "a copy",
+    "copy to": "a copy",
     "old mode": "a mode change",
+    "new mode": "a mode change",
     "GIT binary patch": "a binary hunk",
     "Binary files": "a binary hunk",
 }
 _NEW_MODE = re.compile(r"(?:new|deleted) file mode (\d+)")
+#: The longest path, in characters, and the longest name in it, in bytes, that Linux takes.
+_MAX_PATH, _MAX_NAME = 1024, 255
 _DIFF = re.compile(r"diff --git a/(?P<old>.+) b/(?P<new>.+)")
 
 
@@ -102,6 +107,11 @@ class FileDiff:
     is_deleted: bool
     hunks: tuple[Hunk, ...]
 
+    def reversed(self) -> FileDiff:
+        """The diff that takes this one back."""
+        hunks = tuple(hunk.reversed() for hunk in self.hunks)
+        return FileDiff(self.path, self.is_deleted, self.is_new, hunks)
+
 
 def parse_diff(diff: str, where: str) -> tuple[FileDiff, ...]:
     """The files of a git diff; `where` names the patch in errors.
@@ -124,10 +134,18 @@ def parse_diff(diff: str, where: str) -> tuple[FileDiff, ...]:
 
 
 def _refuse_headers(diff: str, where: str) -> None:
+    named = ""  # the file of the diff --git line, up to its first hunk
     for line in diff.split("\n"):
         if line.startswith((" ", "+", "-", "@@", "\\")):
             if line.endswith("\r"):
                 raise _broken(where, "it has CRLF lines")
+            if line.startswith("@@"):
+                named = ""
+            # Git goes by these two lines, and the parser by the first.
+            side, _, path = line.split("\t")[0].partition(" ")
+            wanted = {"---": f"a/{named}", "+++": f"b/{named}"}.get(side, path)
+            if named and path not in ("/dev/null", wanted):
+                raise _broken(where, f"{path!r} is not {wanted}")
             continue
         for start, what in _REFUSED.items():
             if line.startswith(start):
@@ -138,6 +156,8 @@ def _refuse_headers(diff: str, where: str) -> None:
         names = _DIFF.fullmatch(line)
         if line.startswith("diff --git") and not (names and names["old"] == names["new"]):
             raise _broken(where, f"its two sides name different files ({line!r})")
+        if names:
+            named = names["new"]
 
 
 def _file_diff(parsed: PatchedFile, where: str) -> FileDiff:
@@ -157,9 +177,13 @@ def is_safe_path(path: str) -> bool:
     >>> [is_safe_path(p) for p in ("vllm/a.py", "/etc/passwd", "a/../../b", ".git/hooks/x")]
     [True, False, False, False]
     """
+    if "\\" in path or not path.isprintable() or len(path) > _MAX_PATH:  # a NUL is not printable
+        return False
     parts = path.split("/")
-    plain = all(part not in ("", ".", "..") for part in parts) and parts[0].lower() != ".git"
-    return plain and "\\" not in path and "\0" not in path and path.isprintable()
+    return all(
+        part not in ("", ".", "..") and part.lower() != ".git" and len(part.encode()) <= _MAX_NAME
+        for part in parts
+    )
 
 
 def _hunk(parsed: ParsedHunk) -> Hunk:

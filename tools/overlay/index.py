@@ -11,7 +11,10 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import cast
 
@@ -27,7 +30,7 @@ from unearth.collector import (
     parse_html_page,
     parse_json_response,
 )
-from unearth.fetchers import Fetcher, PyPIClient
+from unearth.fetchers import Fetcher, PyPIClient, Response
 
 from overlay.errors import Exit, OverlayError
 
@@ -36,6 +39,9 @@ TIMEOUT = 30.0
 #: Tries of one request, and the longest wait in seconds between two (exponential, jittered).
 ATTEMPTS = 5
 WAIT_MAX = 20.0
+#: The longest Retry-After in seconds that is waited for; a busier server is an error.
+RETRY_AFTER_MAX = 60.0
+HTTP_NOT_FOUND = 404
 RETRY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -194,7 +200,7 @@ def size_of(http: PyPIClient, link: Link) -> int:
     if link.is_file:
         return link.file_path.stat().st_size
     try:
-        for attempt in stamina.retry_context(on=is_transient, attempts=ATTEMPTS, wait_max=WAIT_MAX):
+        for attempt in retries():
             with attempt:
                 # identity: the size of a transfer encoding is another one.
                 answer = http.head(link.normalized, headers={"Accept-Encoding": "identity"})
@@ -221,15 +227,32 @@ def _ask(http: PyPIClient, settings: IndexSettings, project: str) -> tuple[list[
     failures: list[str] = []
     for place, expand in places:
         try:
-            links += _links(fetcher, place, expand)
-        except (LinkCollectError, httpx2.HTTPError, OSError, ValueError) as error:
+            links += [link for link in _links(fetcher, place, expand) if _is_spelled(link)]
+        except (LinkCollectError, httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             failures.append(f"{place.redacted}: {reason(error)}")
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            # The library takes what an index answers at its word.
+            failures.append(f"{place.redacted}: what it answers is no index page ({reason(error)})")
     return links, failures
+
+
+def _is_spelled(link: Link) -> bool:
+    """Whether the link is a URL at all; a page may hold any text."""
+    try:
+        return bool(link.redacted) and link.filename is not None
+    except ValueError:
+        return False
 
 
 def _location(text: str) -> Link:
     if "://" in text:
-        return Link(text)
+        link = Link(text)
+        if not _is_spelled(link):
+            raise OverlayError(
+                f"{text} is no URL", "it cannot be read as one", "Mend the setting or the flag",
+                Exit.USAGE,
+            )  # fmt: skip
+        return link
     return Link.from_path(Path(text).expanduser().absolute())
 
 
@@ -251,31 +274,87 @@ def _has_page(place: Link) -> bool:
     return (place.file_path / "index.html").is_file()
 
 
+@dataclass(frozen=True)
+class _Demanding:
+    """A client that raises for a status which may be another one later.
+
+    The library would raise an error that has not got what the server asks for.
+    """
+
+    http: Fetcher
+
+    def get(self, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
+        return self._checked(self.http.get(url, headers=headers))
+
+    def head(self, url: str, *, headers: Mapping[str, str] | None = None) -> Response:
+        return self._checked(self.http.head(url, headers=headers))
+
+    def get_stream(
+        self, url: str, *, headers: Mapping[str, str] | None = None
+    ) -> AbstractContextManager[Response]:
+        return self.http.get_stream(url, headers=headers)
+
+    def iter_secure_origins(self) -> Iterable[tuple[str, str, str]]:
+        return self.http.iter_secure_origins()
+
+    def _checked(self, response: Response) -> Response:
+        if response.status_code in RETRY_STATUS:
+            response.raise_for_status()
+        return response
+
+
 def _page(http: Fetcher, place: Link) -> IndexPage | None:
     """The page, or None where the index does not know the project."""
-    for attempt in stamina.retry_context(on=is_transient, attempts=ATTEMPTS, wait_max=WAIT_MAX):
+    for attempt in retries():
         with attempt:
             try:
-                return fetch_page(http, place)
+                return fetch_page(_Demanding(http), place)
             except LinkCollectError as error:
-                if "(404)" in str(error):
+                if f"({HTTP_NOT_FOUND})" in str(error):
                     return None
-                if any(f"({status})" in str(error) for status in RETRY_STATUS):
-                    raise httpx2.TransportError(str(error)) from error
                 raise
     raise AssertionError("unreachable: stamina raises the last error")
 
 
-def is_transient(error: Exception) -> bool:
-    """Whether asking again may help: the connection failed, or the server is busy."""
+def retries() -> Iterable[stamina.Attempt]:
+    """The attempts of one request: again where that may help, and when the server says.
+
+    Not limited in time as a whole, so that a large file may be resumed whenever it breaks off.
+    """
+    return stamina.retry_context(on=backoff, attempts=ATTEMPTS, timeout=None, wait_max=WAIT_MAX)
+
+
+def backoff(error: Exception) -> bool | float:
+    """Whether asking again may help (the connection failed, or the server is busy), or the
+    seconds after which the server says it does."""
     if isinstance(error, httpx2.HTTPStatusError):
-        return error.response.status_code in RETRY_STATUS
+        wait = retry_after(error.response.headers)
+        if error.response.status_code not in RETRY_STATUS or (wait or 0) > RETRY_AFTER_MAX:
+            return False
+        return True if wait is None else wait
     return isinstance(error, httpx2.TransportError)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait for (as a number or a date), if it does."""
+    text = headers.get("Retry-After", "").strip()
+    if text.isascii() and text.isdecimal():
+        return float(text[:9])
+    try:
+        then = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    now = datetime.now(timezone.utc)
+    return max((then.replace(tzinfo=then.tzinfo or timezone.utc) - now).total_seconds(), 0.0)
 
 
 def reason(error: Exception) -> str:
     """What an HTTP error says, in one line."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    said = str(error).strip().split("\n")[0] or type(error).__name__
+    if isinstance(error, httpx2.HTTPStatusError):
+        wait = retry_after(error.response.headers)
+        said += f" (it asks to wait {wait:.0f} s)" if wait else ""
+    return said
 
 
 def _not_found(file: str, failures: list[str]) -> OverlayError:

@@ -164,11 +164,9 @@ class Repository:
         Raises:
             OverlayError: it can't be written, or the branch moved meanwhile.
         """
-        wanted = f"{head}\n^{base}\n".encode()
         old = self.branch(branch) or "0" * 40
         try:
-            pack = scratch.git.run("pack-objects", "--quiet", "--revs", "--stdout", stdin=wanted)
-            self.git.run("unpack-objects", "-q", stdin=pack)
+            scratch.git.send(self.git, head, base)
             self.git.run(
                 "update-ref", "-m", "vllm-overlay stage", f"refs/heads/{branch}", head, old
             )
@@ -274,10 +272,7 @@ def from_release(store: Store, base: str, tag: str, folder: Path) -> Repository:
         git = Git(made)
         try:
             git.run("init", "--quiet", "--bare", str(made))
-            pack = store.git.run(
-                "pack-objects", "--quiet", "--revs", "--stdout", stdin=f"{base}\n".encode()
-            )
-            git.run("index-pack", "--stdin", stdin=pack)
+            store.send(git, base)
             git.run("update-ref", f"refs/tags/{tag}", base)
             made.chmod(0o755)
             made.rename(folder)

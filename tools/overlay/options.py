@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
 import click
 
 from overlay.workspace import Workspace
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -17,6 +23,18 @@ Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file not to be had,
 pass_workspace = click.make_pass_decorator(Workspace)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
+
+
+def work_option(suite: str, what: str) -> Callable[[_F], _F]:
+    """--work of a command that leaves `what` in work/<suite>/RELEASE; its parameter is `folder`."""
+    return click.option(
+        "--work",
+        "folder",
+        default=f"work/{suite}",
+        type=click.Path(path_type=Path),
+        show_default=True,
+        help=f"Where {what} go, in a folder of the release's name.",
+    )
 
 
 def demand_names(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:

@@ -43,6 +43,8 @@ OPTIONAL_TRAILERS: Mapping[str, str] = {
 }
 _TRAILER = re.compile(r"(?P<key>[A-Z][A-Za-z-]*): (?P<value>.*)")
 _SUBJECT = re.compile(r"(\[[A-Za-z0-9/ ._-]+\])+ \S.*")
+#: Characters of a header.
+_MAX_FIELD = 1000
 _MAIL_START = re.compile(rb"From [0-9a-f]{40} Mon Sep 17 00:00:00 2001\n")
 
 
@@ -131,6 +133,9 @@ def parse_mail(git: Git, data: bytes, where: str) -> Mail:
     for name, value in zip(("From", "From", "Date", "Subject"), fields, strict=True):
         if not value:
             raise _no_mail(where, f"there is no {name}: header in it")
+        # They go to git in its environment, which takes neither.
+        if not value.isprintable() or len(value) > _MAX_FIELD:
+            raise _no_mail(where, f"its {name}: header is no plain line of text")
     author, email, date, subject = fields
     return Mail(author, email, date, subject, body, text)
 

@@ -251,7 +251,7 @@ def _merge(
         return Step(own, How.CONFLICT, None, tried, parts=parts, conflicts=conflicts)
     _demand_free(workspace, state, own.path.topic)
     whole = fit.tree_with(store, head, own.commit, merge.changed)
-    commit = fit.commit_tree(store, whole, head, patch.mail, patch.mail.message)
+    commit = store.commit(whole, head, patch.mail, patch.mail.message)
     text = dated(workspace, own, patches_module.export(store.git, commit), state.date)
     return _put(workspace, state, scratch, head, own, How.MERGED, text, parts)
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from overlay import transaction
+from overlay import atomic
 from overlay.errors import Exit, OverlayError
 from overlay.project import Project
 from overlay.versions import Release
@@ -109,7 +109,7 @@ def save(project: Project, state: State) -> None:
     target = project.root / file(state.name)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        transaction.put(target, state.model_dump_json(indent=1).encode() + b"\n")
+        atomic.put(target, state.model_dump_json(indent=1).encode() + b"\n")
     except OSError as error:
         raise OverlayError(
             f"cannot write {target}", error.strerror or str(error),

@@ -38,9 +38,7 @@ def create(workspace: Workspace, port: Port, step: Step) -> Path:
     store, folder = workspace.store, place(workspace.project, port.state.name, step.topic)
 
     def complete(git: Git) -> None:
-        wanted = f"{step.own.commit}\n^{port.head}\n".encode()
-        pack = store.git.run("pack-objects", "--quiet", "--revs", "--stdout", stdin=wanted)
-        git.run("index-pack", "--stdin", stdin=pack)
+        store.send(git, step.own.commit, port.head)
         git.run("update-ref", _ORIGIN, step.own.commit)
         settings = {"head": port.head, "release": port.state.name, "topic": step.topic}
         for key, value in settings.items():
@@ -82,11 +80,7 @@ def read(workspace: Workspace, port: Port, step: Step) -> bytes:
     if git.text("rev-parse", "HEAD") == port.head:
         _commit(git, folder, port, step)
     commit = _only_commit(git, folder, port)
-    objects = git.run(
-        "pack-objects", "--quiet", "--revs", "--stdout",
-        stdin=f"{commit}\n^{port.head}\n".encode(),
-    )  # fmt: skip
-    workspace.store.git.run("unpack-objects", "-q", stdin=objects)
+    git.send(workspace.store.git, commit, port.head)
     subject = git.text("log", "-1", "--format=%s", commit)
     opened = EditTree(folder, port.state.name, (), port.head, git)
     one = Commit(commit, subject, (step.topic,))
@@ -121,21 +115,19 @@ def _unmerged(git: Git) -> list[str]:
 
 def _demand_solved(git: Git, folder: Path, port: Port) -> None:
     if paths := _unmerged(git):
-        raise _unsolved(folder, f"git status has {_some(paths)} as unmerged")
+        raise _unsolved(folder, f"git status has {edit.some(paths)} as unmerged")
     edit.demand_finished(git, folder, besides=("CHERRY_PICK_HEAD",))
-    status = git.run("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
-    entries = [entry for entry in status.decode("utf-8", "replace").split("\0") if entry]
-    if loose := [entry[3:] for entry in entries if entry[1] != " "]:
+    if loose := [entry[3:] for entry in edit.status(git) if entry[1] != " "]:
         raise OverlayError(
             f"{folder} has changes that are not staged",
-            f"git status lists {_some(loose)}",
+            f"git status lists {edit.some(loose)}",
             "Stage what belongs to the patch (git add), and stash or delete the rest",
             Exit.PROBLEMS,
         )
     staged = git.run("diff", "--cached", "--name-only", "--no-renames", "-z", port.head)
     names = [name for name in staged.decode("utf-8", "surrogateescape").split("\0") if name]
     if marked := [name for name in names if _has_markers(git, name)]:
-        raise _unsolved(folder, f"there are conflict markers in {_some(marked)}")
+        raise _unsolved(folder, f"there are conflict markers in {edit.some(marked)}")
 
 
 def _has_markers(git: Git, name: str) -> bool:
@@ -152,11 +144,6 @@ def _unsolved(folder: Path, why: str) -> OverlayError:
         "Solve it, stage it (git add, or git rm), and run 'vllm-overlay port --continue'",
         Exit.PROBLEMS,
     )  # fmt: skip
-
-
-def _some(paths: list[str]) -> str:
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return f"{', '.join(paths[:3])}{more}"
 
 
 def _commit(git: Git, folder: Path, port: Port, step: Step) -> None:

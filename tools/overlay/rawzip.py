@@ -14,6 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import IO
 
 from overlay.errors import Exit, OverlayError
@@ -33,6 +34,8 @@ _ENCRYPTED = 0x1
 _MAX_SIZE, _MAX_MEMBERS = 0xFFFFFFFF, 0xFFFF
 #: deflate cannot expand by more than 1032 to 1.
 _MAX_RATIO = 1033
+#: Bytes of a member that is read whole: Python and metadata, the largest 3 MB in any vLLM wheel.
+MAX_READ = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Member:
     """Bytes in the archive."""
     size: int
     """Bytes when unpacked."""
+    header_offset: int
+    """Of its local header in the archive."""
     offset: int
     """Of the first compressed byte in the archive."""
     executable: bool
@@ -63,7 +68,9 @@ def members(stream: IO[bytes], name: str) -> list[Member]:
         with zipfile.ZipFile(stream) as archive:
             infos = archive.infolist()
         found = [_member(stream, info) for info in infos]
-    except (zipfile.BadZipFile, struct.error, OSError, NotImplementedError, ValueError) as error:
+    except (
+        zipfile.BadZipFile, struct.error, OSError, NotImplementedError, ValueError, OverflowError
+    ) as error:  # fmt: skip
         raise _refused(name, f"it cannot be read as a zip file ({error})") from error
     found.sort(key=lambda m: m.offset)
     for info in infos:
@@ -71,15 +78,18 @@ def members(stream: IO[bytes], name: str) -> list[Member]:
             raise _refused(name, f"member {info.filename!r} {why}")
     if len({info.filename for info in infos}) != len(infos):
         raise _refused(name, "a member stands twice")
+    if nested := _file_and_folder({info.filename for info in infos}):
+        raise _refused(name, f"{nested!r} is a file and a folder")
     for one, following in itertools.pairwise(found):
-        if one.offset + one.compressed_size > following.offset:
+        if one.offset + one.compressed_size > following.header_offset:
             raise _refused(name, f"members {one.name!r} and {following.name!r} overlap")
     return found
 
 
 def _why_refused(info: zipfile.ZipInfo) -> str | None:
     kind = (info.external_attr >> 16) & 0o170000
-    if not is_safe_path(info.filename):
+    # The library cuts a name at a NUL; what it was stands in orig_filename.
+    if not is_safe_path(info.orig_filename) or info.orig_filename != info.filename:
         return "leaves its root or is no plain file name"
     if kind not in (0, 0o100000):
         return "is no regular file"
@@ -87,9 +97,17 @@ def _why_refused(info: zipfile.ZipInfo) -> str | None:
         return "is encrypted"
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"is compressed by method {info.compress_type}"
+    if max(info.file_size, info.compress_size, info.header_offset) >= _MAX_SIZE:
+        return "is larger than any wheel without zip64"
     if info.file_size > max(info.compress_size, 1) * _MAX_RATIO:
         return "claims a size that its bytes cannot unpack to"
     return None
+
+
+def _file_and_folder(names: set[str]) -> str | None:
+    """A name that is also a folder of another one."""
+    folders = {str(folder) for name in names for folder in PurePosixPath(name).parents}
+    return min(names & folders, default=None)
 
 
 def _refused(name: str, why: str) -> OverlayError:
@@ -105,12 +123,18 @@ def _member(stream: IO[bytes], info: zipfile.ZipInfo) -> Member:
     if fields[0] != b"PK\x03\x04":
         raise zipfile.BadZipFile(f"no local header for {info.filename!r}")
     offset = info.header_offset + _LOCAL.size + fields[9] + fields[10]
+    # Tools that read front to back would see the other name.
+    if stream.read(fields[9]) != info.orig_filename.encode(
+        "utf-8" if fields[2] & _UTF8 else "cp437"
+    ):
+        raise zipfile.BadZipFile(f"the local header of {info.filename!r} has another name")
     return Member(
         info.filename,
         info.compress_type,
         info.CRC,
         info.compress_size,
         info.file_size,
+        info.header_offset,
         offset,
         bool(info.external_attr >> 16 & 0o100),
     )
@@ -134,6 +158,10 @@ def read(stream: IO[bytes], member: Member) -> bytes:
     Raises:
         zipfile.BadZipFile: damaged, or not of the size it claims.
     """
+    if max(member.size, member.compressed_size) > MAX_READ:
+        raise zipfile.BadZipFile(
+            f"{member.name!r} is too large for what it is: {member.size} bytes"
+        )
     raw = b"".join(chunks(stream, member))
     if member.method == zipfile.ZIP_DEFLATED:
         unpacker = zlib.decompressobj(-15)

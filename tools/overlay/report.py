@@ -18,7 +18,7 @@ from typing import get_args
 import jinja2
 from markupsafe import Markup
 
-from overlay import document, grid, matrix
+from overlay import atomic, document, grid, matrix
 from overlay import patch as patches_module
 from overlay.errors import Exit, OverlayError
 from overlay.grid import Grid
@@ -109,7 +109,7 @@ def write(path: Path, text: str) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8", newline="\n")
+        atomic.put(path, text.encode())
     except OSError as error:
         raise OverlayError(
             f"cannot write {path}", error.strerror or str(error),

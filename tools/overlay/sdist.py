@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from overlay import archive, wheel
+from overlay import archive, atomic, wheel
 from overlay.console import log_for
 from overlay.environment import UvCache, choose_python, find_uv
 from overlay.errors import Exit, OverlayError
@@ -43,19 +43,13 @@ def build_sdist(workspace: Workspace, release: Release, folder: Path) -> wheel.B
     target = folder / f"{name}.tar.gz"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{name}-", delete=False) as out:
-            temporary = Path(out.name)
-            try:
-                with (
-                    gzip.GzipFile("", "wb", 9, out, mtime=0) as packed,
-                    tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-                ):
-                    for path, executable, data in _files(workspace, release, result.head, version):
-                        tar.addfile(_info(f"{name}/{path}", executable, data), io.BytesIO(data))
-                temporary.chmod(0o644)
-                temporary.replace(target)
-            finally:
-                temporary.unlink(missing_ok=True)
+        with (
+            atomic.writing(target) as out,
+            gzip.GzipFile("", "wb", 9, out, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for path, executable, data in _files(workspace, release, result.head, version):
+                tar.addfile(_info(f"{name}/{path}", executable, data), io.BytesIO(data))
     except OSError as error:
         raise wheel.unwritable(release, target, error) from error
     log_for(release.name).info("patched source in %s", target)
@@ -120,7 +114,5 @@ def build_wheel(
             )
         folder.mkdir(parents=True, exist_ok=True)
         final = folder / wheels[0].name
-        part = folder / f".{wheels[0].name}.part"
-        part.write_bytes(wheels[0].read_bytes())
-        part.replace(final)
+        atomic.put(final, wheels[0].read_bytes())
     return wheel.Built.of(final)

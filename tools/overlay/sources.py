@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-import stamina
 from filelock import FileLock
 from unearth import Link
 from unearth.fetchers import PyPIClient
@@ -91,6 +90,13 @@ class Fetcher:
             OverlayError: it can't be had, or is not the file that is pinned.
         """
         path = self.cache.path(pinned)
+        if path.is_dir():
+            raise OverlayError(
+                f"{name}: {path} is in the way",
+                "it is a folder, and the file belongs there",
+                "Delete it, or name another cache with VLLM_OVERLAY_CACHE",
+                Exit.ENVIRONMENT,
+            )
         if self.cache.has(pinned):
             if check and sha256(path) != pinned.sha256:
                 raise damaged(name, path)
@@ -157,14 +163,30 @@ class Fetcher:
         failures: list[OverlayError] = []
         for link in links:
             try:
-                self._download(name, pinned, link, part)
-                _demand(name, pinned, part, link)
+                self._try(name, pinned, link, part)
             except OverlayError as error:
                 failures.append(error)
                 continue
             part.replace(path)
             return
         raise failures[0]
+
+    def _try(self, name: str, pinned: PinnedFile, link: Link, part: Path) -> None:
+        """Make `part` the file pinned, from one place.
+
+        Raises:
+            OverlayError: it does not serve that file.
+        """
+        resumed = _is_begun(part)
+        try:
+            self._download(name, pinned, link, part)
+            _demand(name, pinned, part, link)
+        except OverlayError as error:
+            if not resumed or error.status is not Exit.INTEGRITY:
+                raise
+            # What an earlier run left may be what is wrong. It is gone now.
+            self._download(name, pinned, link, part)
+            _demand(name, pinned, part, link)
 
     def _download(self, name: str, pinned: PinnedFile, link: Link, part: Path) -> None:
         """Bring `part` to its full size, from where an earlier try left it.
@@ -173,12 +195,10 @@ class Fetcher:
             OverlayError: the server keeps failing.
         """
         try:
-            for attempt in stamina.retry_context(
-                on=index.is_transient, attempts=index.ATTEMPTS, wait_max=index.WAIT_MAX
-            ):
+            for attempt in index.retries():
                 with attempt:
                     self._stream(name, pinned, link, part)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError) as error:  # a redirect to no URL
             raise OverlayError(
                 f"{name}: cannot fetch {pinned.file}",
                 f"{link.redacted}: {index.reason(error)}",
@@ -221,6 +241,13 @@ class Fetcher:
         if have > pinned.size:
             part.unlink()
             raise _mismatch(name, pinned, link, f"it is larger than {pinned.size} bytes")
+
+
+def _is_begun(part: Path) -> bool:
+    """Whether an earlier run left bytes to go on from; anything but a plain file is removed."""
+    if part.is_symlink():  # writing through it would change a file elsewhere
+        part.unlink()
+    return part.exists() and part.stat().st_size > 0
 
 
 def _demand(name: str, pinned: PinnedFile, part: Path, link: Link) -> None:

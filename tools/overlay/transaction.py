@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from overlay import atomic
 from overlay.errors import Exit, OverlayError
 
 JOURNAL = Path("work", "refresh")
@@ -62,9 +62,9 @@ def write(root: Path, files: Mapping[str, bytes | None], label: str = "refresh")
             old = _bytes(root / path)
             for side, one in (("new", data), ("old", old)):
                 if one is not None:
-                    put(journal / f"{number}.{side}", one)
+                    atomic.put(journal / f"{number}.{side}", one)
             plan[path] = {"old": _sha256(old), "new": _sha256(data)}
-        put(journal / _PLAN, json.dumps({"label": label, "files": plan}, indent=2).encode())
+        atomic.put(journal / _PLAN, json.dumps({"label": label, "files": plan}, indent=2).encode())
     except OSError as error:
         shutil.rmtree(journal, ignore_errors=True)
         raise _unwritable(root, error) from error
@@ -136,18 +136,7 @@ def _settle(target: Path, source: Path, digest: str | None) -> None:
             target.parent.rmdir()
     elif _digest(target) != digest:
         target.parent.mkdir(parents=True, exist_ok=True)
-        put(target, source.read_bytes())
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file that is either whole or not there, on the disk and not in its cache."""
-    # Always the same name: what a crash leaves behind, the next try takes away.
-    temporary = path.with_name(f".{path.name}.new")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+        atomic.put(target, source.read_bytes())
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -24,7 +24,7 @@ from overlay import patch as patches_module
 from overlay.errors import Exit, OverlayError
 from overlay.git import Git, GitError
 from overlay.hunks import HunkMatch, MatchKind, apply_hunks, is_applied
-from overlay.patch import Patch
+from overlay.patch import Mail, Patch
 from overlay.series import PatchPath
 from overlay.versions import PinnedFile, Release
 
@@ -134,15 +134,50 @@ class Store:
             cache.mkdir(parents=True, exist_ok=True)
             with FileLock(cache / "git.lock"):
                 if not (folder / "HEAD").is_file():
-                    store.git.run("init", "--quiet", "--bare", str(folder))
+                    _init_bare(folder)
         except (OSError, GitError) as error:
             raise OverlayError(
                 f"cannot make {folder}",
                 str(error),
-                "Make it writable, or name another cache with VLLM_OVERLAY_CACHE",
+                "Delete it if it is there, make its folder writable with room on the disk, or "
+                "name another cache with VLLM_OVERLAY_CACHE",
                 Exit.ENVIRONMENT,
             ) from error
         return store
+
+    def run(
+        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Git's stdout for a command that can only fail if the store or the machine is at fault.
+
+        Raises:
+            OverlayError: it failed.
+        """
+        try:
+            return self.git.run(*arguments, stdin=stdin, env=env)
+        except GitError as error:
+            raise self.fault(error) from error
+
+    def send(self, other: Git, commit: str, since: str = "") -> None:
+        """Copy to another repository what `commit` has, less what `since` has.
+
+        Raises:
+            OverlayError: it failed.
+        """
+        try:
+            self.git.send(other, commit, since)
+        except GitError as error:
+            raise self.fault(error) from error
+
+    def fault(self, error: Exception) -> OverlayError:
+        """The error for a store that git cannot use."""
+        return OverlayError(
+            f"git cannot use {self.folder}",
+            getattr(error, "said", "") or str(error),
+            "If the disk is full, make room; else delete that folder: it is made anew from the "
+            "sdists",
+            Exit.ENVIRONMENT,
+        )
 
     def base(self, release: Release, sdist: Callable[[], Path]) -> str:
         """Commit of `release`'s sdist, imported from the file `sdist()` the first time.
@@ -168,12 +203,15 @@ class Store:
             OverlayError: a member leaves its root.
         """
         ref = f"refs/overlay/base/{pinned.sha256}"
-        with FileLock(self.folder.parent / f"git-{name}.lock"):
-            return self._resolve(ref) or self._import(name, pinned, sdist(), ref)
+        try:
+            with FileLock(self.folder.parent / f"git-{name}.lock"):
+                return self._resolve(ref) or self._import(name, pinned, sdist(), ref)
+        except OSError as error:
+            raise self.fault(error) from error
 
     def tree_of(self, commit: str) -> str:
         """Tree id of a commit."""
-        return self.git.text("rev-parse", f"{commit}^{{tree}}")
+        return self.run("rev-parse", f"{commit}^{{tree}}").decode().strip()
 
     def _resolve(self, ref: str) -> str | None:
         try:
@@ -184,46 +222,73 @@ class Store:
     def _import(self, name: str, pinned: PinnedFile, sdist: Path, ref: str) -> str:
         stream = io.BytesIO()
         _write_fast_import(f"{name}: {pinned.file}\n", sdist, ref, stream)
-        self.git.run("fast-import", "--quiet", "--done", stdin=stream.getvalue())
-        commit = self._resolve(ref)
-        assert commit is not None
-        return commit
+        # Git's own lock of the ref outlives a git that is killed. We hold ours, so nobody has it.
+        (self.folder / f"{ref}.lock").unlink(missing_ok=True)
+        # --force: a ref whose commit is lost is made anew.
+        self.run("fast-import", "--quiet", "--done", "--force", stdin=stream.getvalue())
+        return self.run("rev-parse", "--verify", f"{ref}^{{commit}}").decode().strip()
+
+    def commit(self, tree: str, parent: str, mail: Mail, message: str) -> str:
+        """A commit with the author and date of `mail`, as committer too: the same every time."""
+        who = {
+            f"GIT_{role}_{key}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for key, value in (("NAME", mail.author), ("EMAIL", mail.email), ("DATE", mail.date))
+        }
+        out = self.run("commit-tree", tree, "-p", parent, stdin=message.encode(), env=who)
+        return out.decode().strip()
 
     @contextmanager
     def index(self, commit: str) -> Iterator[dict[str, str]]:
         """Environment with a private index that holds `commit`'s tree."""
         with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
             env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
-            self.git.run("read-tree", commit, env=env)
+            self.run("read-tree", commit, env=env)
             yield env
 
     def show(self, treeish: str, path: str) -> bytes | None:
         """The file `path` in a commit or tree, or None."""
+        name = f"{treeish}:{path}"
         try:
-            return self.git.run("cat-file", "blob", f"{treeish}:{path}")
-        except GitError:
+            return self.git.run("cat-file", "blob", name)
+        except GitError as error:
+            if "does not exist in" not in error.stderr and not self._is_folder(name):
+                raise self.fault(error) from error
             return None
+
+    def _is_folder(self, name: str) -> bool:
+        return self.run("cat-file", "-t", name) == b"tree\n"
 
     def files(self, commit: str) -> Iterator[tuple[str, bool, bytes]]:
         """Every file of a commit: path, whether it is executable, bytes; in path order."""
-        listing = self.git.run("ls-tree", "-r", "-z", commit).decode("utf-8", "surrogateescape")
+        listing = self.run("ls-tree", "-r", "-z", commit).decode("utf-8", "surrogateescape")
         entries = []
         for line in listing.split("\0")[:-1]:
             kind, path = line.split("\t", 1)
             mode, _, blob = kind.split(" ")
             entries.append((path, mode == "100755", blob))
         wanted = "".join(f"{blob}\n" for _, _, blob in entries).encode()
-        stream = io.BytesIO(self.git.run("cat-file", "--batch", stdin=wanted))
+        stream = io.BytesIO(self.run("cat-file", "--batch", stdin=wanted))
         for path, executable, _ in entries:
-            size = int(stream.readline().split()[2])
-            yield path, executable, stream.read(size)
+            head = stream.readline().split()
+            if head[1:2] != [b"blob"]:
+                raise self.fault(GitError("cat-file", 0, f"{path} is missing"))
+            yield path, executable, stream.read(int(head[2]))
             stream.read(1)
 
     def changed(self, old: str, new: str) -> dict[str, str]:
         """Paths that differ between two commits, with A, M or D each."""
-        out = self.git.run("diff-tree", "-r", "-z", "--no-renames", "--name-status", old, new)
+        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--name-status", old, new)
         parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
         return dict(zip(parts[1::2], parts[::2], strict=True))
+
+
+def _init_bare(folder: Path) -> None:
+    """Make a bare repository that has its name when it is complete, and not before."""
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        made = Path(scratch, folder.name)
+        Git(made).run("init", "--quiet", "--bare", str(made))
+        made.rename(folder)
 
 
 def _write_fast_import(subject: str, sdist: Path, ref: str, stream: IO[bytes]) -> None:
@@ -300,7 +365,9 @@ def _apply_one(
         commit = _commit(store, head, patch, env)
         _assert_result(store, head, commit, after, patch)
     except GitError as failure:
-        why = failure.stderr.strip() or "it gave no reason"
+        if failure.is_machine:
+            raise store.fault(failure) from failure
+        why = failure.said or "it gave no reason"
         return replace(tried, error=_refused(name, path, why))
     status = ApplyStatus.OFFSET if tried.offsets else ApplyStatus.CLEAN
     return replace(tried, status=status, commit=commit)
@@ -313,16 +380,8 @@ def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
         "apply", "--cached", "--whitespace=nowarn", "-",
         stdin=mail.diff.encode(), env=env,
     )  # fmt: skip
-    tree = git.text("write-tree", env=env)
-    who: dict[str, str] = {}
-    for role in ("AUTHOR", "COMMITTER"):
-        who |= {
-            f"GIT_{role}_NAME": mail.author,
-            f"GIT_{role}_EMAIL": mail.email,
-            f"GIT_{role}_DATE": mail.date,
-        }
-    out = git.run("commit-tree", tree, "-p", head, stdin=mail.message.encode(), env=env | who)
-    return out.decode().strip()
+    tree = store.run("write-tree", env=env).decode().strip()
+    return store.commit(tree, head, mail, mail.message)
 
 
 def _assert_result(
@@ -437,10 +496,7 @@ def _populate(store: Store, result: Result, folder: Path, tag: str) -> Git:
     for key, value in (("core.autocrlf", "false"), ("core.safecrlf", "false")):
         git.run("config", key, value)
     # Objects travel as a pack: git fetch would check who owns the cache.
-    pack = store.git.run(
-        "pack-objects", "--quiet", "--revs", "--stdout", stdin=f"{result.head}\n".encode()
-    )
-    git.run("index-pack", "--stdin", stdin=pack)
+    store.send(git, result.head)
     git.run("update-ref", f"refs/heads/{branch}", result.head)
     git.run("tag", tag, result.base)
     git.run("reset", "--quiet", "--hard")
