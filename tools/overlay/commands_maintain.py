@@ -195,6 +195,14 @@ def _demand_fit(made: Plan) -> None:
     )
 
 
+def _by_release(made: Plan) -> dict[str, dict[str, dict[str, str]]]:
+    """The fields of VERSIONS.toml that change."""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for one in made.changes:
+        found.setdefault(one.release, {})[one.key] = {"old": one.old, "new": one.new}
+    return found
+
+
 def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -> None:
     kinds = {path: "gone" if data is None else "written" for path, data in made.files.items()}
     if as_json:
@@ -203,7 +211,7 @@ def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -
                 "releases": [one.name for one in made.releases],
                 "edit_trees": [str(tree.folder) for tree in trees],
                 "files": kinds,
-                "lock": {one.release: {"old": one.old, "new": one.new} for one in made.changes},
+                "lock": _by_release(made),
                 "unfit": {one.release.name: str(one.applied.path) for one in made.unfit},
             }
         )

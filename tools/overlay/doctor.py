@@ -183,17 +183,17 @@ def _of_patched(
         return [f"{wheel}, a newer revision: {build}"]
     if theirs > mine:
         return []  # a note says it
-    if why := _other_patches(workspace, installed, release):
+    if why := other_patches(workspace, installed.bill, release):
         return [f"{wheel}: {why}; {build}"]
     return []
 
 
-def _other_patches(workspace: Workspace, installed: Installed, release: Release) -> str:
+def other_patches(workspace: Workspace, bill: str | None, release: Release) -> str:
     """Why an install is not what this overlay builds, by its SBOM; empty if it is."""
-    if installed.bill is None:
+    if bill is None:
         return "the installed one has no SBOM of an overlay"
     try:
-        files = json.loads(installed.bill)["components"]
+        files = json.loads(bill)["components"]
         listed = {file["name"]: file["hashes"][0]["content"] for file in files}
     except (ValueError, LookupError, TypeError):
         return "the SBOM of the installed one is damaged"

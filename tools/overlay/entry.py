@@ -53,7 +53,8 @@ def render(release: Release) -> str:
 def _lines(release: Release) -> Iterator[str]:
     yield f'[releases."{release.name}"]'
     keys = ("tag", "status", "revision", "series", "requires_python", "torch", "xformers",
-            "constraints", "overrides", "upstream_tree", "tree")  # fmt: skip
+            "constraints", "overrides", "upstream_tree", "tree",
+            "files", "record", "record_python")  # fmt: skip
     for key in keys:
         value = getattr(release, key)
         if value not in (None, ()):

@@ -1,17 +1,17 @@
-"""The generated fields of VERSIONS.toml: tree ids, written by an explicit command only."""
+"""The generated fields of VERSIONS.toml: tree ids and digests, written by an explicit command
+only."""
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomlkit
 
+from overlay import atomic, wheel
 from overlay.errors import Exit, OverlayError
-from overlay.tree import UNKNOWN_TREE
+from overlay.tree import UNKNOWN_TREE, Result
 from overlay.versions import Release
 from overlay.workspace import Workspace
 
@@ -32,10 +32,13 @@ class Change:
 
 
 def compute(workspace: Workspace, releases: Iterable[Release]) -> list[Change]:
-    """The tree ids of `releases` as they are now, beside those in VERSIONS.toml.
+    """The generated fields of `releases` as they are now, beside those in VERSIONS.toml.
+
+    The digests of the official wheel's RECORD are as fixed as the wheel: they are computed, and
+    the wheel fetched, where they are missing.
 
     Raises:
-        OverlayError: a series does not apply.
+        OverlayError: a series does not apply, or a file can't be had.
     """
     changes = []
     for release in releases:
@@ -44,8 +47,28 @@ def compute(workspace: Workspace, releases: Iterable[Release]) -> list[Change]:
         base = workspace.store.tree_of(result.base)
         changes.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
         if release.tree is not None:
-            changes.append(Change(release.name, "tree", release.tree, result.tree))
+            changes += of_result(workspace, result)
+        if release.is_patched and None in (release.record, release.record_python):
+            changes += _record(workspace, release)
     return changes
+
+
+def of_result(workspace: Workspace, result: Result) -> list[Change]:
+    """The fields that speak of the whole series, applied."""
+    release = result.release
+    files = wheel.shipped(workspace.store, result).digest
+    return [
+        Change(release.name, "tree", str(release.tree), result.tree),
+        Change(release.name, "files", release.files or "none", files),
+    ]
+
+
+def _record(workspace: Workspace, release: Release) -> list[Change]:
+    every, python = wheel.official_record(workspace, release)
+    return [
+        Change(release.name, "record", release.record or "none", every),
+        Change(release.name, "record_python", release.record_python or "none", python),
+    ]
 
 
 def render(path: Path, changes: Iterable[Change]) -> str:
@@ -62,11 +85,7 @@ def write(path: Path, changes: Iterable[Change]) -> None:
     """Put `changes` into the VERSIONS.toml at `path`, comments and order kept, atomically."""
     text = render(path, changes)
     try:
-        handle, name = tempfile.mkstemp(prefix=".VERSIONS-", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
+        atomic.put(path, text.encode())
     except OSError as error:
         raise OverlayError(
             f"cannot write {path}",

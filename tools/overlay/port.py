@@ -20,7 +20,7 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from overlay import candidate as candidate_module
-from overlay import entry, fit, port_state, threeway, tree, upstreamed
+from overlay import entry, fit, port_state, threeway, tree, upstreamed, wheel
 from overlay import patch as patches_module
 from overlay import validate as validate_module
 from overlay.errors import Exit, OverlayError
@@ -325,7 +325,11 @@ def files(workspace: Workspace, port: Port) -> dict[str, bytes | None]:
         OverlayError: the release would not be valid.
     """
     release = port.state.release.model_copy(
-        update={"tree": workspace.store.tree_of(port.head), "upstream_tree": UNKNOWN_TREE}
+        update={
+            "tree": workspace.store.tree_of(port.head),
+            "files": wheel.shipped(workspace.store, port.result(workspace.store)).digest,
+            "upstream_tree": UNKNOWN_TREE,
+        }
     )
     upstream_tree = workspace.store.tree_of(workspace.base(release))
     release = release.model_copy(update={"upstream_tree": upstream_tree})

@@ -452,10 +452,10 @@ def _conclude(
 ) -> Plan:
     workspace = trial.workspace
     failures, unfit, changes = [], [], []
-    for name, result in results.items():
+    for result in results.values():
         release = result.release
         if result.error is None:
-            changes.append(lock.Change(name, "tree", str(release.tree), result.tree))
+            changes += lock.of_result(workspace, result)
             continue
         bad = next(one for one in result.applied if one.error)
         if _failed_before(workspace, release, bad):

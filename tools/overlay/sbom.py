@@ -34,17 +34,20 @@ SCHEMA = SchemaVersion.V1_6
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "vllm-overlay.invalid")
 
 
-def build(versions: Versions, release: Release, patches: Sequence[patches_module.Patch]) -> bytes:
-    """The SBOM of the patched wheel of `release` as canonical JSON."""
+def build(
+    versions: Versions,
+    release: Release,
+    patches: Sequence[patches_module.Patch],
+    *,
+    is_official_build: bool = True,
+) -> bytes:
+    """The SBOM of the patched wheel of `release` as canonical JSON.
+
+    Without `is_official_build` it is that of another build with the same patches: it does not
+    name the official wheel.
+    """
     project, local = versions.upstream.project, versions.local_version(release)
-    upstream = Component(
-        name=project,
-        version=release.name,
-        type=ComponentType.LIBRARY,
-        purl=PackageURL("pypi", None, project, release.name, {"file_name": release.wheel.file}),
-        bom_ref=f"upstream:{release.wheel.file}",
-        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=release.wheel.sha256)],
-    )
+    upstream = _wheel(project, release) if is_official_build else _other_build(project, release)
     files = [_patch_file(patch) for patch in patches]
     subject = Component(
         name=project,
@@ -61,10 +64,34 @@ def build(versions: Versions, release: Release, patches: Sequence[patches_module
     bom = Bom(components=files)
     bom.metadata.component = subject
     bom.metadata.timestamp = None  # type: ignore[assignment]  # when is no property of the bytes
-    bom.serial_number = _serial(local, release, patches)
+    bom.serial_number = _serial(local, upstream, patches)
     bom.register_dependency(subject, [*files])
     text = make_outputter(bom, OutputFormat.JSON, SCHEMA).output_as_string()
     return (json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n").encode()
+
+
+def _wheel(project: str, release: Release) -> Component:
+    """The official wheel."""
+    return Component(
+        name=project,
+        version=release.name,
+        type=ComponentType.LIBRARY,
+        purl=PackageURL("pypi", None, project, release.name, {"file_name": release.wheel.file}),
+        bom_ref=f"upstream:{release.wheel.file}",
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=release.wheel.sha256)],
+    )
+
+
+def _other_build(project: str, release: Release) -> Component:
+    """The same source, compiled by someone else: an official image's, say."""
+    return Component(
+        name=project,
+        version=release.name,
+        type=ComponentType.LIBRARY,
+        purl=PackageURL("pypi", None, project, release.name),
+        bom_ref=f"upstream:{project}@{release.name}",
+        description="Upstream's Python files; compiled files of another build than the wheel's.",
+    )
 
 
 def _patch_file(patch: patches_module.Patch) -> Component:
@@ -97,8 +124,8 @@ def _patch(patch: patches_module.Patch) -> Patch:
     )
 
 
-def _serial(local: str, release: Release, patches: Sequence[patches_module.Patch]) -> uuid.UUID:
-    parts = [local, release.wheel.sha256]
+def _serial(local: str, upstream: Component, patches: Sequence[patches_module.Patch]) -> uuid.UUID:
+    parts = [local, *(found.content for found in upstream.hashes)]
     parts += [hashlib.sha256(patch.data).hexdigest() for patch in patches]
     return uuid.uuid5(_NAMESPACE, "\n".join(parts))
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from overlay import patch as patches_module
 from overlay import series as series_module
+from overlay import wheel
 from overlay.errors import OverlayError
 from overlay.series import PatchPath
 from overlay.tree import Applied, Result
@@ -93,7 +94,7 @@ def _check_release(workspace: Workspace, release: Release) -> Row:
         problems += _check_patch(workspace, release, applied)
     tree = "—"
     if all(a.status.is_good for a in result.applied):
-        tree = _check_tree(release, result, problems)
+        tree = _check_tree(workspace, release, result, problems)
     cells = {a.path.topic: a.summary for a in result.applied}
     return Row(release, cells, tree, tuple(problems))
 
@@ -129,9 +130,14 @@ def _first_difference(canonical: bytes, text: bytes) -> str:
     return f"it has {len(text)} bytes, git writes {len(canonical)}"
 
 
-def _check_tree(release: Release, result: Result, problems: list[str]) -> str:
+def _check_tree(workspace: Workspace, release: Release, result: Result, problems: list[str]) -> str:
     wanted = release.tree or release.upstream_tree
     if result.tree == wanted:
+        if release.is_patched and wheel.shipped(workspace.store, result).digest != release.files:
+            problems.append(
+                f"{release.name}: `files` in VERSIONS.toml is not what the series makes of the "
+                f"package; run 'vllm-overlay lock {release.name}'"
+            )
         return "as locked"
     problems.append(
         f"{release.name}: the tree after the series is {result.tree}, VERSIONS.toml locks "

@@ -1,19 +1,24 @@
-"""Is this wheel what it says it is? Proved against this repository and the official wheel.
+"""Is this wheel what it says it is? Proved against this repository.
 
 The checks, in the order they are printed:
 
 - RECORD: every file listed, hashed and sized right, by the `installer` library;
 - version: the same in the file name, the dist-info folder, METADATA and vllm/_version.py;
-- patched files: equal to the patched source tree;
-- other files: the same bytes as in the official wheel, whose own sha256 is the one pinned;
+- patched files: what the locked patches make of upstream's;
+- other files: upstream's;
 - SBOM: valid CycloneDX, and what it says is what was checked.
+
+Without the official wheel, patched files are compared with the digest `files` of VERSIONS.toml;
+then the patches are taken back (`unpatch`), and all files with the digests of upstream's RECORD.
+With it, patched files are compared with the patched source tree, and the others with it, as
+compressed bytes: that names what differs.
 """
 
 from __future__ import annotations
 
 import ast
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -23,9 +28,11 @@ from installer.sources import WheelFile
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from overlay import rawzip, sbom, wheel
+from overlay import rawzip, record, sbom, unpatch, wheel
 from overlay.errors import Exit, OverlayError
+from overlay.patch import Patch
 from overlay.rawzip import Member
+from overlay.unpatch import NotPatchedError
 from overlay.versions import Release
 from overlay.workspace import Workspace
 
@@ -83,37 +90,104 @@ def _foreign(path: Path, why: str) -> OverlayError:
     )
 
 
-def verify(workspace: Workspace, path: Path) -> list[Check]:
+def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[Check]:
     """Run every check on the wheel at `path`.
+
+    It is compared with the official wheel if that is in the cache, and with `official` in any
+    case; else nothing is needed but this repository.
 
     Raises:
         OverlayError: it is none of ours, cannot be read as a zip file at all, or what it is
             compared with can't be had.
     """
     release = release_of(workspace, path)
-    result = workspace.apply(release).demand()
-    official = workspace.fetcher.fetch(release, "wheel", check=True)
-    with path.open("rb") as ours, official.open("rb") as theirs:
-        wheel_file = _open(path, ours)
-        upstream = _open(official, theirs)
-        patches = [a.patch for a in result.applied if a.patch]
-        bill = sbom.build(workspace.versions, release, patches)
+    patches = workspace.patches(release)
+    bill = sbom.build(workspace.versions, release, patches)
+    version = workspace.versions.local_version(release)
+    info = wheel.dist_info(workspace.versions.upstream.project, version)
+    with path.open("rb") as stream:
+        ours = _open(path, stream)
         try:
-            plan = wheel.plan(
-                workspace, release, result, theirs, list(upstream.by_name.values()), bill
-            )
+            if official or workspace.fetcher.cache.has(release.wheel):
+                files = _against_wheel(workspace, release, ours, bill)
+            else:
+                files = _against_locks(workspace, release, ours, patches, info)
             return [
-                _run("RECORD", _record(path), f"{len(wheel_file.by_name)} files"),
-                _run("version", _version(wheel_file, plan), plan.version),
-                _run("patched files", _patched(wheel_file, plan), _count(plan)),
-                _run("other files", _others(wheel_file, upstream, plan),
-                     f"as in {official.name}"),
-                _run("SBOM", _sbom(wheel_file, plan, bill), f"{len(patches)} patches"),
-            ]  # fmt: skip
+                _run("RECORD", _record(path), f"{len(ours.by_name)} files"),
+                _run("version", _version(ours, info, version), version),
+                *files,
+                _run("SBOM", _sbom(ours, info, bill), f"{len(patches)} patches"),
+            ]
         except zipfile.BadZipFile as error:
             raise OverlayError(
                 f"{path.name} is damaged", str(error), "Build it again", Exit.INTEGRITY
             ) from error
+
+
+def _against_wheel(
+    workspace: Workspace, release: Release, ours: _Opened, bill: bytes
+) -> tuple[Check, Check]:
+    """Every member, compared with the official wheel and the patched source tree."""
+    result = workspace.apply(release).demand()
+    official = workspace.fetcher.fetch(release, "wheel", check=True)
+    with official.open("rb") as stream:
+        theirs = _open(official, stream)
+        plan = wheel.plan(workspace, release, result, stream, list(theirs.by_name.values()), bill)
+        return (
+            _run("patched files", _patched(ours, plan), _count(plan)),
+            _run("other files", _others(ours, theirs, plan), f"as in {official.name}"),
+        )
+
+
+def _against_locks(
+    workspace: Workspace, release: Release, ours: _Opened, patches: Sequence[Patch], info: str
+) -> tuple[Check, Check]:
+    """Every member, compared with the digests in VERSIONS.toml."""
+    told = "by VERSIONS.toml; --official compares bytes, and names what differs"
+    try:
+        before = unpatch.originals(patches, ours.read)
+    except NotPatchedError as error:
+        untold = "they can't be told from patched ones"
+        return _run("patched files", [str(error)], told), _run("other files", [untold], told)
+    found = unpatch.changes(before, ours.read)
+    return (
+        _run("patched files", _digest(release, found), f"{len(found.kinds)}, {told}"),
+        _run("other files", _rest(workspace, release, ours, before, info), told),
+    )
+
+
+def _digest(release: Release, found: wheel.Changes) -> Iterator[str]:
+    if found.digest != release.files:
+        yield f"their digest is {found.digest}, VERSIONS.toml says {release.files}"
+
+
+def _rest(
+    workspace: Workspace,
+    release: Release,
+    ours: _Opened,
+    before: Mapping[str, bytes | None],
+    info: str,
+) -> Iterator[str]:
+    """What is wrong with the files that are to be upstream's."""
+    versions = workspace.versions
+    old = wheel.dist_info(versions.upstream.project, release.name)
+    if release.record is None:
+        yield f"VERSIONS.toml does not lock upstream's RECORD: vllm-overlay lock {release.name}"
+        return
+    try:
+        lines = record.read((ours.read(f"{info}/RECORD") or b"").decode())
+        stated = unpatch.without_version(
+            ours.read, release.name, versions.local_version(release), info
+        )
+    except (NotPatchedError, ValueError) as error:
+        yield str(error)
+        return
+    rows = unpatch.official_rows(lines.values(), {**before, **stated}, old, info)
+    for name, *_ in rows:
+        if record.is_installers(name, old) and name != f"{old}/RECORD":
+            yield f"{name} is no file that a wheel has"
+    if record.pins(rows, old) != (release.record, release.record_python):
+        yield "they are not those of the official wheel's RECORD"
 
 
 def _open(path: Path, stream: IO[bytes]) -> _Opened:
@@ -137,8 +211,7 @@ def _record(path: Path) -> Iterator[str]:
         yield from (str(line) for line in (lines if isinstance(lines, list) else [error]))
 
 
-def _version(opened: _Opened, plan: wheel.Plan) -> Iterator[str]:
-    dist_info, wanted = plan.new_info, plan.version
+def _version(opened: _Opened, dist_info: str, wanted: str) -> Iterator[str]:
     folders = {n.split("/")[0] for n in opened.by_name if ".dist-info/" in n}
     if folders != {dist_info}:
         yield f"the dist-info folder is {sorted(folders)}, not {dist_info}"
@@ -198,8 +271,8 @@ def _same_bytes(one: IO[bytes], a: Member, other: IO[bytes], b: Member) -> bool:
     return all(x == y for x, y in pairs)
 
 
-def _sbom(opened: _Opened, plan: wheel.Plan, bill: bytes) -> Iterator[str]:
-    name = f"{plan.new_info}/sboms/{sbom.FILE_NAME}"
+def _sbom(opened: _Opened, info: str, bill: bytes) -> Iterator[str]:
+    name = f"{info}/sboms/{sbom.FILE_NAME}"
     found = opened.read(name)
     if found is None:
         yield f"{name} is missing"

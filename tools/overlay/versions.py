@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 from pydantic import (
     AfterValidator,
@@ -28,6 +29,7 @@ from pydantic import (
 )
 
 from overlay.errors import Exit, OverlayError
+from overlay.hunks import is_safe_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -38,6 +40,9 @@ SCHEMA = 1
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 GitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+#: A plain name: it ends up in the names of files and of git's tags.
+NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 FileName = Annotated[str, StringConstraints(pattern=FILE_NAME)]
 
@@ -50,6 +55,13 @@ def _specifier(value: str) -> str:
     return value
 
 
+def _path(value: str) -> str:
+    if not is_safe_path(value):
+        raise ValueError(f"{value!r} is no plain relative path")
+    return value
+
+
+RelativePath = Annotated[str, AfterValidator(_path)]
 Specifier = Annotated[str, AfterValidator(_specifier)]
 Status = Literal["affected", "control", "eol"]
 
@@ -75,11 +87,11 @@ class Plugin(_Model):
     It may stand in for the platform, so its tests have a run of their own.
     """
 
-    package: str
+    package: RelativePath
     """Its folder under upstream's tests/."""
     names: tuple[str, ...]
     """Its entry points: the value of VLLM_PLUGINS."""
-    tests: tuple[str, ...]
+    tests: tuple[RelativePath, ...]
     """Files under upstream's tests/."""
 
     @property
@@ -91,14 +103,14 @@ class Plugin(_Model):
 class Upstream(_Model):
     """The project that the patches are against."""
 
-    project: str
+    project: Name
     """Its name on the package index."""
     repository: str
     """Its public repository, for links in reports and pull requests."""
-    tests: tuple[str, ...] = ()
+    tests: tuple[RelativePath, ...] = ()
     """Files and folders under its tests/ that can say something without a GPU and without a model
     hub. A release runs those it has."""
-    packages: tuple[str, ...] = ()
+    packages: tuple[RelativePath, ...] = ()
     """Folders under its tests/ of the packages that these tests import."""
     plugins: tuple[Plugin, ...] = ()
     """Those whose tests can say something here."""
@@ -118,7 +130,7 @@ class Release(_Model):
 
     name: str
     """The public version, e.g. 0.8.5.post1 (the key in VERSIONS.toml)."""
-    tag: str
+    tag: Name
     """Upstream's git tag."""
     status: Status
     """affected: patched here; control: needs no patch and proves that checks can tell;
@@ -141,10 +153,16 @@ class Release(_Model):
     """Requirements that replace the metadata's own, where the index lost what it pins."""
     upstream_tree: GitId
     """Git tree id of the unpacked sdist."""
-    series: str | None = None
+    series: RelativePath | None = None
     """Path of the quilt series under patches/; affected releases only."""
     tree: GitId | None = None
     """Git tree id after the whole series."""
+    files: Sha256 | None = None
+    """Digest of what the series makes of the package's files (`wheel.Changes.digest`)."""
+    record: Sha256 | None = None
+    """Digest of the official wheel's RECORD, by which an install is known (`record.pins`)."""
+    record_python: Sha256 | None = None
+    """The same of its Python files alone: what every build of the release has in common."""
     revision: Annotated[int, Field(ge=1)] | None = None
     """The <n> of +llama4.<n>; grows with every published change of the series."""
 
@@ -152,10 +170,22 @@ class Release(_Model):
     @classmethod
     def _is_version(cls, value: str) -> str:
         try:
-            Version(value)
+            normal = str(Version(value))
         except InvalidVersion as error:
             raise ValueError(f"{value!r} is not a version") from error
+        if value != normal or Version(value).local:
+            raise ValueError(f"{value!r} is not how a public version is written")
         return value
+
+    @model_validator(mode="after")
+    def _files_are_of_their_kind(self) -> Release:
+        if not self.sdist.file.endswith(".tar.gz"):
+            raise ValueError(f"{self.sdist.file!r} is no sdist")
+        try:
+            parse_wheel_filename(self.wheel.file)
+        except InvalidWheelFilename as error:
+            raise ValueError(str(error)) from error
+        return self
 
     @model_validator(mode="after")
     def _overlay_fields_go_together(self) -> Release:
@@ -297,7 +327,7 @@ def parse(text: str, where: str) -> Versions:
     """
     try:
         raw = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also for a number of 5000 digits
         raise OverlayError(
             f"{where} is not TOML", str(error), "Mend that line", Exit.USAGE
         ) from error

@@ -7,32 +7,29 @@ and vllm/_version.py, an SBOM is added, and RECORD is regenerated.
 
 from __future__ import annotations
 
-import base64
-import csv
 import hashlib
-import io
-import os
 import re
-import tempfile
 import threading
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from overlay import rawzip, sbom
+from overlay import atomic, rawzip, record, sbom
 from overlay.console import log_for
 from overlay.errors import Exit, OverlayError
 from overlay.rawzip import Member
+from overlay.record import Row
 from overlay.sources import damaged, sha256
 from overlay.tree import Result, Store
 from overlay.versions import Release, Versions
 from overlay.workspace import Workspace
 
 VERSION_MODULE = "vllm/_version.py"
+_RECORD_HASH = re.compile(r"sha256=[A-Za-z0-9_-]{43}")
 #: What upstream's tree holds beside the package; no wheel carries it.
-_NOT_SHIPPED = (
+NOT_SHIPPED = (
     "tests/",
     "docs/",
     "examples/",
@@ -41,6 +38,38 @@ _NOT_SHIPPED = (
     ".github/",
     "README.md",
 )
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a series does to the files of the package."""
+
+    replaced: Mapping[str, bytes]
+    """Files with new bytes."""
+    added: Mapping[str, bytes]
+    """New files."""
+    removed: frozenset[str]
+    """Files that go."""
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        """Path and A, M or D of each, in order of path."""
+        kinds = (
+            dict.fromkeys(self.added, "A")
+            | dict.fromkeys(self.replaced, "M")
+            | dict.fromkeys(self.removed, "D")
+        )
+        return dict(sorted(kinds.items()))
+
+    @property
+    def digest(self) -> str:
+        """What VERSIONS.toml locks as `files`."""
+        after = {**self.added, **self.replaced}
+        lines = [
+            f"{hashlib.sha256(after[name]).hexdigest() if name in after else '-'}  {name}\n"
+            for name in self.kinds
+        ]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -107,12 +136,17 @@ def build(workspace: Workspace, release: Release, folder: Path) -> Built:
     source = workspace.fetcher.fetch(release, "wheel")
     patches = [a.patch for a in result.applied if a.patch]
     bill = sbom.build(workspace.versions, release, patches)
-    with source.open("rb", buffering=0) as stream:
-        members = rawzip.members(stream, source.name)
-        what = plan(workspace, release, result, stream, members, bill)
-        log.info("repacking %s, patches: %d", source.name, len(patches))
-        target = folder / file_name(workspace.versions, release)
-        built = _write_atomically(release, source, stream, members, what, target)
+    try:
+        with source.open("rb", buffering=0) as stream:
+            members = rawzip.members(stream, source.name)
+            what = plan(workspace, release, result, stream, members, bill)
+            log.info("repacking %s, patches: %d", source.name, len(patches))
+            target = folder / file_name(workspace.versions, release)
+            built = _write_atomically(release, source, stream, members, what, target)
+    except zipfile.BadZipFile as error:
+        if sha256(source) != release.wheel.sha256:
+            raise damaged(release.name, source) from error
+        raise _not_vllm(release, str(error)) from error
     return Built(target, *built)
 
 
@@ -149,38 +183,96 @@ def plan(
             a file whose text in the wheel is not the sdist's.
     """
     by_name = {member.name: member for member in members}
-    replaced, added, removed = {}, {}, set()
     store = workspace.store
-    for path, how in sorted(store.changed(result.base, result.head).items()):
-        if path.startswith(_NOT_SHIPPED):
-            continue
+    changes = shipped(store, result)
+    for path, how in changes.kinds.items():
         member = by_name.get(path)
-        _demand_repackable(release, path, how, member)
+        demand_repackable(release, path, how, member is not None)
         if member is not None:
             _demand_same_base(store, release, result, path, stream, member)
+
+    def read(name: str) -> str:
+        return _text(stream, by_name, name, release)
+
+    return complete(workspace.versions, release, changes, bill, read)
+
+
+def shipped(store: Store, result: Result) -> Changes:
+    """What the series does to files that a wheel may carry."""
+    replaced, added, removed = {}, {}, set()
+    for path, how in sorted(store.changed(result.base, result.head).items()):
+        if path.startswith(NOT_SHIPPED):
+            continue
         data = store.show(result.head, path)
         if data is None:
             removed.add(path)
-        elif member is None:
+        elif how == "A":
             added[path] = data
         else:
             replaced[path] = data
-    version = workspace.versions.local_version(release)
-    project = workspace.versions.upstream.project
+    return Changes(replaced, added, frozenset(removed))
+
+
+def complete(
+    versions: Versions,
+    release: Release,
+    changes: Changes,
+    bill: bytes,
+    read: Callable[[str], str],
+) -> Plan:
+    """The changes with what goes with them: the version and the SBOM `bill`.
+
+    `read` gives the text of a file of the official wheel.
+
+    Raises:
+        OverlayError: a file does not state the version as expected.
+    """
+    version, project = versions.local_version(release), versions.upstream.project
     old = dist_info(project, release.name)
-    replaced[VERSION_MODULE] = set_module_version(
-        _text(stream, by_name, VERSION_MODULE, release), release.name, version
+    stated = {
+        VERSION_MODULE: set_module_version(read(VERSION_MODULE), release.name, version),
+        f"{old}/METADATA": set_metadata_version(read(f"{old}/METADATA"), release.name, version),
+    }
+    return Plan(
+        version,
+        {**changes.replaced, **stated},
+        {**changes.added, f"{old}/sboms/{sbom.FILE_NAME}": bill},
+        changes.removed,
+        old,
+        dist_info(project, version),
     )
-    replaced[f"{old}/METADATA"] = set_metadata_version(
-        _text(stream, by_name, f"{old}/METADATA", release), release.name, version
-    )
-    added[f"{old}/sboms/{sbom.FILE_NAME}"] = bill
-    return Plan(version, replaced, added, frozenset(removed), old, dist_info(project, version))
 
 
-def _demand_repackable(release: Release, path: str, how: str, member: Member | None) -> None:
+def official_record(workspace: Workspace, release: Release) -> tuple[str, str]:
+    """Digests of the official wheel's RECORD (`record.pins`).
+
+    Raises:
+        OverlayError: the wheel can't be had, or is no vLLM wheel.
+    """
+    source = workspace.fetcher.fetch(release, "wheel", check=True)
+    info = dist_info(workspace.versions.upstream.project, release.name)
+    with source.open("rb") as stream:
+        lines = _record_of(release, stream, rawzip.members(stream, source.name), info)
+    return record.pins(lines.values(), info)
+
+
+def _demand_record(release: Release, lines: Iterable[Row], info: str) -> None:
+    """Raise unless RECORD is the one that VERSIONS.toml locks, if it locks one."""
+    found = record.pins(lines, info)
+    if release.record is not None and found != (release.record, release.record_python):
+        raise OverlayError(
+            f"{release.name}: the official wheel's RECORD is not the one locked",
+            f"its digests are {' and '.join(found)}",
+            "Delete `record` and `record_python` of this release from VERSIONS.toml and run "
+            f"'vllm-overlay lock {release.name}'",
+            Exit.INTEGRITY,
+        )
+
+
+def demand_repackable(release: Release, path: str, how: str, is_in_wheel: bool) -> None:
+    """Raise for a change (A, M or D) of something that is not a plain file of the wheel."""
     in_package = path.startswith("vllm/")
-    if member is not None and path != VERSION_MODULE:
+    if is_in_wheel and path != VERSION_MODULE:
         return
     if in_package and how == "A" and PurePosixPath(path).suffix == ".py":
         return
@@ -214,6 +306,8 @@ def _text(stream: IO[bytes], by_name: Mapping[str, Member], name: str, release: 
         return rawzip.read(stream, by_name[name]).decode()
     except KeyError as error:
         raise _not_vllm(release, f"there is no {name} in it") from error
+    except UnicodeDecodeError as error:
+        raise _not_vllm(release, f"its {name} is not UTF-8") from error
 
 
 def _not_vllm(release: Release, why: str) -> OverlayError:
@@ -268,21 +362,29 @@ def set_metadata_version(text: str, old: str, new: str) -> bytes:
     return (head + blank + body).encode()
 
 
-def record_line(name: str, data: bytes) -> tuple[str, str, str]:
-    """A file's line in RECORD."""
-    digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
-    return name, f"sha256={digest}", str(len(data))
+def _record_of(
+    release: Release, stream: IO[bytes], members: Sequence[Member], info: str
+) -> dict[str, Row]:
+    """The official wheel's RECORD, if it speaks of `members`; `info` is its dist-info folder.
 
-
-def read_record(text: str) -> dict[str, tuple[str, str, str]]:
-    """RECORD's lines by file name."""
-    return {row[0]: (row[0], row[1], row[2]) for row in csv.reader(io.StringIO(text)) if row}
-
-
-def _format_record(rows: Sequence[tuple[str, str, str]]) -> bytes:
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
-    return out.getvalue().encode()
+    The hashes are upstream's word, which the pin of the whole file covers; `verify` checks them.
+    """
+    own, by_name = f"{info}/RECORD", {member.name: member for member in members}
+    try:
+        lines = record.read(_text(stream, by_name, own, release))
+    except ValueError as error:
+        raise _not_vllm(release, f"its RECORD is broken ({error})") from error
+    for name, member in by_name.items():
+        if name == own:
+            continue
+        if name not in lines:
+            raise _not_vllm(release, f"its RECORD does not list {name}")
+        _, digest, size = lines[name]
+        if not _RECORD_HASH.fullmatch(digest) or size != str(member.size):
+            raise _not_vllm(release, f"its RECORD is wrong about {name}")
+    if absent := sorted(lines.keys() - by_name.keys()):
+        raise _not_vllm(release, f"its RECORD lists {absent[0]!r}, which is not in it")
+    return lines
 
 
 def _write_atomically(
@@ -293,14 +395,10 @@ def _write_atomically(
     what: Plan,
     target: Path,
 ) -> tuple[str, int]:
-    """Write the wheel beside `target` and rename it. Returns its sha256 and size."""
-    temporary: Path | None = None
+    """Write the wheel, whole or not at all. Returns its sha256 and size."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # No lock: the temporary's name is unique, and two builds rename the same bytes.
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "wb", buffering=0) as out, _Sha256OfFile(source) as check:
+        with atomic.writing(target) as out, _Sha256OfFile(source) as check:
             digest = hashlib.sha256()
 
             def write(data: bytes) -> None:
@@ -310,17 +408,9 @@ def _write_atomically(
             repack(release, stream, members, what, write)
             if check.hexdigest() != release.wheel.sha256:
                 raise damaged(release.name, source)
-            os.fsync(out.fileno())
             size = out.tell()
-        temporary.chmod(0o644)
-        temporary.replace(target)
-    except (OSError, OverflowError, zipfile.BadZipFile) as error:
-        if isinstance(error, zipfile.BadZipFile):
-            raise damaged(release.name, source) from error
+    except (OSError, OverflowError) as error:
         raise unwritable(release, target, error) from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
     return digest.hexdigest(), size
 
 
@@ -379,22 +469,20 @@ def repack(
       and the plan alone.
     """
     old, record_name = what.old_info, f"{what.new_info}/RECORD"
-    by_name = {member.name: member for member in members}
-    record = read_record(_text(stream, by_name, f"{old}/RECORD", release))
-    rows: list[tuple[str, str, str]] = []
+    lines = _record_of(release, stream, members, old)
+    _demand_record(release, lines.values(), old)
+    rows: list[Row] = []
     writer = rawzip.Writer(write)
 
     def store(name: str, data: bytes) -> None:
         target = what.target(name)
         writer.store(target, data)
-        rows.append(record_line(target, data))
+        rows.append(record.line(target, data))
 
     def copy(member: Member) -> None:
-        if member.name not in record:
-            raise _not_vllm(release, f"its RECORD does not list {member.name}")
         target = what.target(member.name)
         writer.copy(stream, member, target)
-        rows.append((target, *record[member.name][1:]))
+        rows.append((target, *lines[member.name][1:]))
 
     kept = [m for m in members if m.name not in what.removed and m.name != f"{old}/RECORD"]
     for in_dist_info in (False, True):
@@ -409,5 +497,5 @@ def repack(
             if name.startswith(f"{old}/") is in_dist_info:
                 store(name, what.added[name])
     rows.append((record_name, "", ""))
-    writer.store(record_name, _format_record(rows))
+    writer.store(record_name, record.write(rows))
     writer.close()

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from overlay import series, tree, versions
+from overlay import patch, series, tree, versions
 from overlay.console import Progress
 from overlay.errors import Exit, OverlayError
+from overlay.git import Git
+from overlay.patch import Patch
 from overlay.project import Project
 from overlay.series import PatchPath
 from overlay.sources import Cache, Fetcher
@@ -48,6 +51,12 @@ class Workspace:
     def series(self, release: Release) -> tuple[PatchPath, ...]:
         """The patches of a release, in order; none for a control."""
         return series.read(self.project.patches, release.series) if release.series else ()
+
+    def patches(self, release: Release) -> list[Patch]:
+        """The patches of a release, read; no source tree is needed."""
+        with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+            git = Git(Path(folder, "none"))  # mails are read with it; there is no repository
+            return [patch.read(git, self.project.patches, path) for path in self.series(release)]
 
     def demand_topic(self, topic: str) -> None:
         """Nothing, if some series lists `topic`.
