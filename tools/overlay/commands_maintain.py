@@ -455,6 +455,3 @@ def show(workspace: Workspace, topic: str, release: str | None, as_json: bool) -
         out.print(f"From: {mail.author} <{mail.email}>\nDate: {mail.date}\n", markup=False)
         out.print(mail.message, markup=False)
         _print_stat(file.patch, "")
-
-
-COMMANDS = (edit, refresh, normalize, status, series, show)

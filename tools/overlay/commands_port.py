@@ -242,8 +242,8 @@ def _print(found: Port, written: list[str], dry_run: bool) -> None:
         out.print(f"constraints of the nearest release, to be checked: {listed}", markup=False)
     if written and not dry_run:
         out.print(
-            f"Look at it with git diff, then: vllm-overlay validate {name}; "
-            f"vllm-overlay regress {name}",
+            f"Look at it with git diff, then: vllm-overlay lock {name} (its wheel's digests); "
+            f"vllm-overlay validate {name}; vllm-overlay regress {name}",
             markup=False,
         )
 
