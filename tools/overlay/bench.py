@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlay.environment import find_uv
 from overlay.errors import Exit, OverlayError
 from overlay.versions import Release
 from overlay.workspace import Workspace
@@ -47,8 +48,10 @@ def measure(command: Sequence[str], cwd: Path) -> Run:
     Raises:
         OverlayError: it exits non-zero.
     """
+    # Bytecode is kept where the tool is installed, unless this says otherwise.
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -67,6 +70,7 @@ def bench(workspace: Workspace, repeat: int) -> str:
         _head(repeat),
         _repack(workspace, repeat),
         _memory(workspace),
+        _in_place(workspace, repeat),
         _validate(workspace, repeat),
     ]
     return "\n".join(parts)
@@ -137,13 +141,48 @@ def _memory_row(workspace: Workspace, release: Release) -> str:
     return f"| {release.name} | {release.wheel.size / 1e6:.0f} | {run.peak_mib:.0f} |"
 
 
+def _in_place(workspace: Workspace, repeat: int) -> str:
+    release = workspace.versions.get_patched(RELEASE)
+    official = workspace.fetcher.fetch(release, "wheel", check=True)
+    with tempfile.TemporaryDirectory(prefix="vllm-overlay-bench-") as name:
+        folder = Path(name)
+        python = folder / "venv/bin/python"
+        measure([find_uv(), "venv", "-q", "--python", sys.executable, "venv"], folder)
+        measure(_overlay(workspace, "build", RELEASE), folder)
+        (patched,) = (folder / "dist").iterdir()
+        pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q", "--no-deps",
+               "--no-index", "--force-reinstall"]  # fmt: skip
+        theirs = _best([*pip, str(patched)], folder, repeat)
+        measure([*pip, str(official)], folder)
+        place = ("install", "--python", str(python))
+        rounds = [
+            (measure(_overlay(workspace, *place), folder),
+             measure(_overlay(workspace, *place, "--revert"), folder))
+            for _ in range(repeat)
+        ]  # fmt: skip
+        start = _best(_overlay(workspace, "install", "--help"), folder, repeat)
+    patching, reverting = (min(run.seconds for run in runs) for runs in zip(*rounds, strict=True))
+    return f"""## Patching {RELEASE} in place
+
+| Command | Seconds |
+|---|---|
+| `pip install --force-reinstall --no-deps` of the patched wheel | {theirs.seconds:.1f} |
+| `vllm-overlay install` | {patching:.1f} |
+| `vllm-overlay install --revert` | {reverting:.1f} |
+| of which: starting Python and its libraries | {start.seconds:.1f} |
+| **Ratio** | **{theirs.seconds / patching:.1f}** |
+
+Every Python file is hashed before, and compiled libraries are compared by size.
+"""
+
+
 def _validate(workspace: Workspace, repeat: int) -> str:
     sdists = [str(workspace.fetcher.fetch(r, "sdist")) for r in workspace.versions.patched]
     here = workspace.project.root
     names = [release.name for release in workspace.versions.patched]
     whole = _best(_overlay(workspace, "validate", "--all"), here, repeat)
     twelve = _best(_overlay(workspace, "validate", *names), here, repeat)
-    start = _best(_overlay(workspace, "--help"), here, repeat)
+    start = _best(_overlay(workspace, "validate", "--help"), here, repeat)
     floor = _best([sys.executable, "-c", _READ_TARBALLS, *sdists], here, repeat)
     return f"""## `validate --all`, warm cache
 
