@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from local_server import serving
 
 
 @dataclass
@@ -91,16 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Quiet."""
 
 
-@contextmanager
-def serve(folder: Path, faults: Faults) -> Iterator[str]:
-    """Serve the files of `folder`; yields the index's root URL."""
+def serve(folder: Path, faults: Faults) -> AbstractContextManager[str]:
+    """Serve the files of `folder`; gives the index's root URL."""
     handler = type("Handler", (_Handler,), {"folder": folder, "faults": faults})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/simple"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return serving(handler)

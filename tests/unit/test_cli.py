@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from overlay.cli import cli
-
-from .conftest import Ran, Upstream
+from made_upstream import Ran, Upstream
+from overlay.cli import COMMANDS
 
 Run = Callable[..., Ran]
 
 
-@pytest.mark.parametrize("name", [None, *sorted(cli.commands)])
+@pytest.mark.parametrize("name", [None, *sorted(COMMANDS)])
 def test_every_command_has_help_with_an_example(run: Run, name: str | None) -> None:
     ran = run(*([name] if name else []), "--help")
     assert ran.status == 0

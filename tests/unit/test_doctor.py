@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
+from made_upstream import Ran, Upstream, write_wheel
 from overlay import doctor, probe, wheel
 from overlay.errors import OverlayError
 from overlay.explain import Settings
 from overlay.probe import Device, visible
 
-from .conftest import Ran, Upstream, write_wheel
 from .made_matrix import keep
 
 T4 = "0, GPU-aaaa, Tesla T4, 7.5\n"

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from made_upstream import Ran, Upstream
 from overlay import explain, matrix
 from overlay.cli import main
 from overlay.errors import OverlayError
@@ -19,7 +20,6 @@ from overlay.explain import CHUNK, Settings, capability_of, changes, look_up, ne
 from overlay.gpus import GPUS
 from overlay.matrix import Cell, Matrix
 
-from .conftest import Ran, Upstream
 from .made_matrix import AXES, BACKENDS, keep, made
 
 Run = Callable[..., Ran]

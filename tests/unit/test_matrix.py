@@ -13,11 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from made_upstream import Ran, Upstream
 from overlay import matrix
 from overlay.errors import OverlayError
 from overlay.matrix import Cell, Matrix, Outcome, Variant, compare, compress, counts, expand
-
-from .conftest import Ran, Upstream
 
 AXES = {
     "dtype": ["float16", "float32"],

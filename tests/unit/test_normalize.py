@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from made_upstream import Ran, Upstream
 from overlay.errors import OverlayError
 from overlay.hunks import parse_diff
 from overlay.normalize import tidy
-
-from .conftest import Ran, Upstream
 
 Run = Callable[..., Ran]
 PATCH = "attention-signatures/1.0.patch"

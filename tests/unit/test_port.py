@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from overlay import entry, port_state, transaction, versions
-from overlay.errors import OverlayError
-
-from .conftest import (
+from faults.tool import Counter, go, kill_at
+from made_upstream import (
     IMPL,
     TEST,
     Ran,
@@ -25,10 +20,15 @@ from .conftest import (
     accept_use_irope,
     accepted,
     at,
+    change,
+    double,
     git,
     make_releases,
     release,
+    snapshot,
 )
+from overlay import entry, port_state, transaction, versions
+from overlay.errors import OverlayError
 
 Run = Callable[..., Ran]
 FIRST = "attention-signatures/1.0.patch"
@@ -38,16 +38,6 @@ TO = ("port", "--to", "1.2", "--date", "2027-01-02")
 #: What 1.2 has in place of 1.1's line that the patch changes, and how that is solved.
 CONFLICTING = {"vllm/attention.py": IMPL.replace("num_heads, scale)", "num_heads, size, scale)")}
 SOLVED = "num_heads, size, scale, use_irope=False)"
-
-
-def double(tree: Path) -> None:
-    change(tree / "vllm/attention.py", "query * self.scale", "query * self.scale * 2")
-
-
-def change(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
 
 
 @pytest.fixture(scope="session")
@@ -66,13 +56,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def upstream(template: Path, tmp_path: Path) -> Upstream:
     shutil.copytree(template, tmp_path, dirs_exist_ok=True)
     return at(tmp_path)
-
-
-def snapshot(upstream: Upstream) -> dict[str, bytes]:
-    """Every file of the checkout but work/."""
-    files = (path for path in sorted(upstream.root.rglob("*")) if path.is_file())
-    names = {path.relative_to(upstream.root): path.read_bytes() for path in files}
-    return {str(name): data for name, data in names.items() if name.parts[0] != "work"}
 
 
 def tree_of(upstream: Upstream, topic: str = "attention-signatures") -> Path:
@@ -592,51 +575,27 @@ def test_an_entry_goes_below_the_comments_of_others(upstream: Upstream) -> None:
         entry.insert(text, listed)
 
 
-# A command killed at the n-th thing that it does to the disk, or git it runs. 0: never; how many
-# there are is written to a file.
-KILLER = """
-import atexit, os, pathlib, signal, sys
-from overlay.cli import main
-target, log, sys.argv = int(sys.argv[1]), sys.argv[2], ["vllm-overlay", *sys.argv[3:]]
-EVENTS = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "subprocess.Popen"}
-count = 0
-def hook(event, arguments):
-    global count
-    writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-    if writes or event in EVENTS:
-        count += 1
-        if count == target:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(hook)
-atexit.register(lambda: pathlib.Path(log).write_text(str(count)))
-main()
-"""
 POINTS = 20
 BEGIN, GO_ON = TO, ("port", "--continue")
 
 
 def killed(upstream: Upstream, target: int, *arguments: str) -> int:
-    """Run a command that is killed at event `target`; of an undisturbed one, count the events."""
-    log = upstream.root.parent / "events"
-    flags = ["--root", str(upstream.root), "--cache", str(upstream.cache),
-             "--find-links", str(upstream.served)]  # fmt: skip
-    command = [sys.executable, "-B", "-c", KILLER, str(target), str(log), *flags, *arguments]
-    env = {**os.environ, "PIP_NO_INDEX": "1"}
-    done = subprocess.run(command, env=env, cwd=upstream.root, capture_output=True, check=False)
-    if target:
-        assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-        return target
-    assert done.returncode in (0, 5), done.stderr.decode()
-    return int(log.read_text())
+    """Run a command that is killed at its write `target`; of an undisturbed one (0), count them."""
+    flags = ("--root", str(upstream.root), "--cache", str(upstream.cache),
+             "--find-links", str(upstream.served))  # fmt: skip
+    counter = Counter()
+    ended = go((*flags, *arguments), before=kill_at(target, counter))
+    assert ended.status in ((-signal.SIGKILL,) if target else (0, 5)), ended.err
+    return counter.value
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A port from begin to end: the folders as they are before each command, and its events."""
+    """A port from begin to end: the folders as they are before each command, and its writes."""
 
     begin: Path
     go_on: Path
-    events: tuple[int, int]
+    writes: tuple[int, int]
     before: dict[str, bytes]
     after: dict[str, bytes]
 
@@ -657,10 +616,10 @@ def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Und
     return Undisturbed(begin, go_on, (first, second), before, snapshot(upstream))
 
 
-def points(events: int) -> list[int]:
-    """Half of the points, spread from the first event to the last."""
+def points(writes: int) -> list[int]:
+    """Half of the points, spread from the first write to the last."""
     half = POINTS // 2
-    return [1 + number * (events - 1) // (half - 1) for number in range(half)]
+    return [1 + number * (writes - 1) // (half - 1) for number in range(half)]
 
 
 @pytest.mark.parametrize("number", range(POINTS))
@@ -672,7 +631,7 @@ def test_killed_at_any_point(
     place = tmp_path / "killed"
     shutil.copytree(source, place, symlinks=True)
     upstream = at(place)
-    killed(upstream, points(undisturbed.events[late])[which], *(GO_ON if late else BEGIN))
+    killed(upstream, points(undisturbed.writes[late])[which], *(GO_ON if late else BEGIN))
     given_up = tmp_path / "given-up"
     shutil.copytree(place, given_up, symlinks=True)
     taken_back(run, at(given_up), undisturbed)

@@ -11,36 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from overlay import project, transaction
-
-from .conftest import (
+from made_upstream import (
     RELEASES,
     Ran,
     Upstream,
     accept_use_irope,
     at,
+    change,
+    double,
     git,
     make_releases,
     message,
+    snapshot,
 )
+from overlay import atomic, project, transaction
 
 Run = Callable[..., Ran]
 FIRST = "attention-signatures/1.0.patch"
 SCALE = "scale/1.0.patch"
 
 
-def double(tree: Path) -> None:
-    replace(tree / "vllm/attention.py", "query * self.scale", "query * self.scale * 2")
-
-
 def add_note(tree: Path) -> None:
     (tree / "vllm/note.py").write_text("NOTE = 1\n")
-
-
-def replace(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert old in text
-    file.write_text(text.replace(old, new))
 
 
 @pytest.fixture(scope="session")
@@ -62,13 +54,6 @@ def upstream(template: Path, tmp_path: Path) -> Upstream:
     return at(tmp_path)
 
 
-def snapshot(upstream: Upstream) -> dict[str, bytes]:
-    """Every file of the checkout but work/."""
-    files = (path for path in sorted(upstream.root.rglob("*")) if path.is_file())
-    names = {path.relative_to(upstream.root): path.read_bytes() for path in files}
-    return {str(name): data for name, data in names.items() if name.parts[0] != "work"}
-
-
 def opened(run: Run, upstream: Upstream, release: str) -> Path:
     ran = run("edit", release)
     assert ran.status == 0, ran.err
@@ -81,9 +66,9 @@ def rebase(tree: Path, todo: str) -> None:
         "-i", git(tree, "describe", "--tags", "--abbrev=0").decode().strip())  # fmt: skip
 
 
-def amend(tree: Path, commit: str, change: Callable[[Path], None]) -> None:
+def amend(tree: Path, commit: str, edit: Callable[[Path], None]) -> None:
     """Change a commit that is not the last one, as `git commit --fixup` and autosquash do."""
-    change(tree)
+    edit(tree)
     git(tree, "add", "-A", "-f")
     git(tree, "commit", "-q", f"--fixup={commit}")
     tag = git(tree, "describe", "--tags", "--abbrev=0").decode().strip()
@@ -91,7 +76,7 @@ def amend(tree: Path, commit: str, change: Callable[[Path], None]) -> None:
 
 
 def renamed(tree: Path) -> None:
-    replace(tree / "vllm/attention.py", "use_irope=False", "use_irope=None")
+    change(tree / "vllm/attention.py", "use_irope=False", "use_irope=None")
 
 
 def valid(run: Run) -> None:
@@ -125,7 +110,8 @@ def test_a_change_of_a_shared_file_goes_to_all_that_share_it(run: Run, upstream:
     assert ran.status == 0, ran.err
     said = json.loads(ran.out)
     assert said["releases"] == ["1.0", "1.1", "1.2"]
-    assert said["lock"]["1.1"]["new"] == changed
+    assert said["lock"]["1.1"]["tree"]["new"] == changed
+    assert set(said["lock"]["1.1"]) == {"tree", "files"}
     after = snapshot(upstream)
     assert {name for name in after if after[name] != before[name]} == {
         "VERSIONS.toml", f"patches/{FIRST}", f"patches/{SCALE}"
@@ -138,7 +124,7 @@ def test_a_change_of_a_shared_file_goes_to_all_that_share_it(run: Run, upstream:
     valid(run)
     # The work tree went along: another round starts from there.
     assert git(tree, "status", "--porcelain") == b""
-    amend(tree, "HEAD", lambda tree: replace(tree / "vllm/note.py", "1", "2"))
+    amend(tree, "HEAD", lambda tree: change(tree / "vllm/note.py", "1", "2"))
     assert run("refresh", "1.1").status == 0
     assert "NOTE = 2" in (upstream.patches / "note/1.1.patch").read_text()
     valid(run)
@@ -306,7 +292,7 @@ def test_forked(
 )
 def test_forks_that_make_no_sense(run: Run, upstream: Upstream, fork: str, text: str) -> None:
     tree = opened(run, upstream, "1.1")
-    amend(tree, "HEAD~1", lambda tree: replace(tree / "vllm/attention.py", "* 2", "* 3"))
+    amend(tree, "HEAD~1", lambda tree: change(tree / "vllm/attention.py", "* 2", "* 3"))
     ran = run("refresh", "1.1", "--fork-at", fork)
     assert ran.status == 2
     assert text in ran.err
@@ -319,7 +305,7 @@ def test_two_edit_trees_with_one_shared_file(run: Run, upstream: Upstream) -> No
         amend(tree, "HEAD~1", renamed)
     before = snapshot(upstream)
     assert run("refresh", "1.0", "1.2", "--check").status == 1
-    amend(trees[1], "HEAD~1", lambda tree: replace(tree / "vllm/attention.py", "=None", "=0"))
+    amend(trees[1], "HEAD~1", lambda tree: change(tree / "vllm/attention.py", "=None", "=0"))
     ran = run("refresh", "1.0", "1.2")
     assert ran.status == 1
     assert f"1.0 and 1.2 both changed {FIRST}, differently" in ran.err
@@ -333,13 +319,13 @@ def test_two_edit_trees_with_one_shared_file(run: Run, upstream: Upstream) -> No
 def test_topics_that_conflict(run: Run, upstream: Upstream) -> None:
     """A later topic, untouched, no longer fits another release: that one is named."""
     near = "[Misc] Near"
-    upstream.patch("near/1.2.patch", lambda tree: replace(
+    upstream.patch("near/1.2.patch", lambda tree: change(
         tree / "vllm/attention.py", "scale * 2", "scale * 2 + 1"), series=("1.2",), subject=near,
         before=(FIRST, SCALE))  # fmt: skip
     upstream.lock()
     before = snapshot(upstream)
     tree = opened(run, upstream, "1.0")
-    amend(tree, "HEAD", lambda tree: replace(tree / "vllm/attention.py", "* 2", "* 3"))
+    amend(tree, "HEAD", lambda tree: change(tree / "vllm/attention.py", "* 2", "* 3"))
     ran = run("refresh", "1.0")
     assert ran.status == 5
     assert "no longer applies to 1.2 (near/1.2.patch)" in ran.err
@@ -437,7 +423,7 @@ def test_edit_trees_that_cannot_be_taken(
 def test_a_series_that_changed_meanwhile(run: Run, upstream: Upstream) -> None:
     tree = opened(run, upstream, "1.1")
     other = opened(run, upstream, "1.0")
-    amend(other, "HEAD", lambda tree: replace(tree / "vllm/attention.py", "* 2", "* 3"))
+    amend(other, "HEAD", lambda tree: change(tree / "vllm/attention.py", "* 2", "* 3"))
     assert run("refresh", "1.0").status == 0
     stale = run("refresh", "1.1")
     assert stale.status == 1
@@ -538,7 +524,7 @@ def test_a_crash_while_writing(
     amend(tree, "HEAD~2", renamed)
     before = snapshot(upstream)
     calls = 0
-    real = transaction.put
+    real = atomic.put
 
     def put(path: Path, data: bytes) -> None:
         nonlocal calls
@@ -548,7 +534,7 @@ def test_a_crash_while_writing(
         real(path, data)
 
     with monkeypatch.context() as patched:
-        patched.setattr(transaction, "put", put)
+        patched.setattr(atomic, "put", put)
         assert run("refresh", "1.1", "--date", "2027-01-02").status == 130
     half = snapshot(upstream)
     planned = crash_at > 6  # three files, old and new, and the plan
@@ -560,7 +546,7 @@ def test_a_crash_while_writing(
     assert ("finished an interrupted refresh" in again.err) is planned
     assert "use_irope=None" in (upstream.patches / FIRST).read_text()
     assert not (upstream.root / transaction.JOURNAL).exists()
-    assert [path for path in upstream.root.rglob(".*.new") if "work" not in path.parts] == []
+    assert [path for path in upstream.root.rglob(".*.part") if "work" not in path.parts] == []
     valid(run)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from made_upstream import Upstream
 from overlay.environment import KEEP, UvCache
 from overlay.junit import Case, parse
 from overlay.regress import judge, markdown
-
-from .conftest import Upstream
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="t" name="f2p"><properties>

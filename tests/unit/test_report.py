@@ -1,4 +1,4 @@
-"""The report: made-up matrices of the make-believe releases, on one page."""
+"""The report: matrices of the made-up releases, on one page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,11 @@ from typing import Any, get_args
 
 import pytest
 
+from made_upstream import Ran, Upstream
 from overlay import document, grid, matrix, report
 from overlay.errors import OverlayError
 from overlay.grid import LOOKS, NOT_RUN, Grid
 from overlay.matrix import Matrix, Variant
-
-from .conftest import Ran, Upstream
 
 AXES = {
     "dtype": ["auto", "float16"],
@@ -53,7 +52,7 @@ def made(release: str, variant: Variant, **changes: Any) -> Matrix:
 
 @pytest.fixture
 def checkout(upstream: Upstream) -> Path:
-    """The make-believe overlay with its matrices and documents."""
+    """The made-up overlay with its matrices and documents."""
     for release in ("1.0", "1.1"):
         for variant in get_args(Variant):
             matrix.write(upstream.root, made(release, variant))

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from made_upstream import Upstream
 from overlay import results
 from overlay.errors import OverlayError
 from overlay.results import Verdict
-
-from .conftest import Upstream
 
 VERDICT = Verdict(
     "1.0",

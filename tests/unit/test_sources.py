@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import stamina
 
+from made_upstream import Upstream
 from overlay.console import Progress
 from overlay.errors import Exit, OverlayError
 from overlay.index import IndexSettings, from_pip_config
 from overlay.sources import Cache, Fetcher
 
-from .conftest import Upstream
 from .server import Faults, serve
 
 

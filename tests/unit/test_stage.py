@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from made_upstream import Ran, Upstream, accept_use_irope, git, source_tree
 from overlay import results
 from overlay.errors import Exit
 from overlay.onto import Onto, folder_name, parse
-
-from .conftest import Ran, Upstream, accept_use_irope, git, source_tree
 
 Run = Callable[..., Ran]
 Change = Callable[[Path], None]

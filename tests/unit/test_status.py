@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from made_upstream import Ran, Upstream
 from overlay import results
 from overlay.results import Verdict
-
-from .conftest import Ran, Upstream
 
 Run = Callable[..., Ran]
 PATCH = "attention-signatures/1.0.patch"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from made_upstream import Upstream, accept_use_irope, git, source_tree
 from overlay import archive
 from overlay.errors import Exit, OverlayError
 from overlay.tree import ApplyStatus, check_out
-
-from .conftest import Upstream, accept_use_irope, git, source_tree
 
 
 def test_a_shared_patch_is_clean_on_its_first_tag_and_offset_later(upstream: Upstream) -> None:
@@ -148,9 +147,8 @@ def test_patches_that_do_what_they_must_not(
 def test_sdist_with_a_member_outside_its_root_is_refused(
     bare_upstream: Upstream, tmp_path: Path
 ) -> None:
+    from made_upstream import write_sdist
     from overlay.archive import read_sdist
-
-    from .conftest import write_sdist
 
     evil = tmp_path / "vllm-9.tar.gz"
     write_sdist(evil, {"../../evil": "x"}, "vllm-9")

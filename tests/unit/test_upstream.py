@@ -8,13 +8,12 @@ from typing import cast
 
 import pytest
 
+from made_upstream import Ran
 from overlay import upstream as module
 from overlay.junit import Case
 from overlay.pytest_run import Runs
 from overlay.results import Verdict
 from overlay.upstream import Selected, judge, reason
-
-from .conftest import Ran
 
 Run = Callable[..., Ran]
 
@@ -117,7 +116,7 @@ def test_a_lost_test_gets_a_second_run(tmp_path: Path, monkeypatch: pytest.Monke
     tests = replace(selected(), folder=tmp_path)
     ran: list[list[str]] = []
 
-    def fake(_runs: object, _label: str, _tests: object, _path: object, files: list[str]) -> object:
+    def fake(_runs: object, _label: str, _tests: object, files: list[str]) -> object:
         ran.append(files)
         return [case("tests.test_a::slow"), case("tests.test_a::bad", "failed"), case("t::new")]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import Ran, Upstream
+from made_upstream import Ran, Upstream
 
 Run = Callable[..., Ran]
 
@@ -99,12 +99,22 @@ def test_a_broken_series_leaves_the_others_checked(upstream: Upstream, run: Run)
     assert "offset +3" in ran.out
 
 
+def test_files_that_are_not_as_locked(upstream: Upstream, run: Run) -> None:
+    file = upstream.root / "VERSIONS.toml"
+    digest = upstream.workspace().versions.get("1.0").files
+    file.write_text(file.read_text().replace(str(digest), "0" * 64, 1))
+    ran = run("validate", "1.0")
+    assert ran.status == 1
+    assert "`files` in VERSIONS.toml is not what the series makes of the package" in ran.err
+
+
 def test_lock_shows_old_and_new(upstream: Upstream, run: Run) -> None:
     (upstream.patches / "series/1.1").write_text("# none\n")
     before = (upstream.root / "VERSIONS.toml").read_text()
     dry = run("lock", "--all", "--dry-run")
     assert "1.1 tree: " in dry.out
-    assert "1 of 5 tree ids would change" in dry.out
+    assert "1.1 files: " in dry.out
+    assert "2 of 7 fields would change" in dry.out
     assert (upstream.root / "VERSIONS.toml").read_text() == before
     assert run("lock", "--all").status == 0
     assert run("validate", "--all").status == 0

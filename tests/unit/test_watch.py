@@ -10,16 +10,7 @@ import pytest
 import stamina
 from packaging.version import Version
 
-from overlay import candidate, versions, watch
-from overlay.console import Progress
-from overlay.errors import Exit, OverlayError
-from overlay.index import IndexSettings
-from overlay.project import Project
-from overlay.sources import Cache, Fetcher
-from overlay.tree import ApplyStatus
-from overlay.workspace import Workspace
-
-from .conftest import (
+from made_upstream import (
     IMPL,
     NEEDS,
     TEST,
@@ -29,6 +20,15 @@ from .conftest import (
     accepted,
     release,
 )
+from overlay import candidate, versions, watch
+from overlay.console import Progress
+from overlay.errors import Exit, OverlayError
+from overlay.index import IndexSettings
+from overlay.project import Project
+from overlay.sources import Cache, Fetcher
+from overlay.tree import ApplyStatus
+from overlay.workspace import Workspace
+
 from .server import Faults, serve
 
 Run = Callable[..., Ran]
