@@ -3,8 +3,8 @@
 A release is taken out, with all that only it used (and, where files of it are shared by later
 ones, with those: as it was at the time). Then it is ported as a maintainer would: what stops is
 left out if the release's series has no such topic, and solved with the text that it has if so.
-What no tool can know (a table that differs, a new topic) is edited after it. Needs the sdists,
-which are fetched into the cache, and the package index for the hashes.
+What no tool can know (a table that differs, a new topic) is edited after it. Needs the sdists
+and the wheels, which are fetched into the cache, and the package index for the hashes.
 """
 
 from __future__ import annotations
@@ -126,8 +126,9 @@ class History:
         self._port(origin)
         edited = self._edit()
         name = self.release.name
-        done = self.run("validate", "--all")
-        assert done.returncode == 0, done.stdout + done.stderr
+        for command in (("lock", name), ("validate", "--all")):
+            done = self.run(*command)
+            assert done.returncode == 0, done.stdout + done.stderr
         ported = versions.load(self.root / "VERSIONS.toml").get(name)
         # The tree, and every pin; what an environment needs besides is found out by running it.
         assert ported == self.release.model_copy(update={"constraints": ported.constraints})

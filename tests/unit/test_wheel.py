@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 import zipfile
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 from installer.sources import WheelFile
 
-from overlay import verify, wheel
+from made_upstream import Upstream, accept_use_irope, git, package, pin, write_wheel
+from overlay import record, verify, wheel
 from overlay.errors import Exit, OverlayError
-
-from .conftest import Upstream, accept_use_irope, git, package, pin, write_wheel
+from overlay.workspace import Workspace
 
 NAME = "vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
 
@@ -82,9 +83,16 @@ def test_two_builds_are_byte_identical(
 
 def test_verify_is_clean(upstream: Upstream, tmp_path: Path) -> None:
     path = build(upstream, tmp_path)
-    checks = verify.verify(upstream.workspace(), path)
-    assert [c.name for c in checks] == ["RECORD", "version", "patched files", "other files", "SBOM"]
-    assert [c.problems for c in checks] == [()] * 5
+    for workspace in (upstream.workspace(), alone(upstream)):
+        checks = verify.verify(workspace, path)
+        names = ["RECORD", "version", "patched files", "other files", "SBOM"]
+        assert [c.name for c in checks] == names
+        assert [c.problems for c in checks] == [()] * 5
+
+
+def alone(upstream: Upstream) -> Workspace:
+    """The checkout, an empty cache and no network."""
+    return Upstream(upstream.served, upstream.root, upstream.root / "none").workspace(offline=True)
 
 
 def tampered(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
@@ -98,13 +106,22 @@ def tampered(path: Path, change: Callable[[dict[str, bytes]], None]) -> None:
 
 def fix_record(members: dict[str, bytes]) -> None:
     info = "vllm-1.0+llama4.1.dist-info"
-    lines = [",".join(wheel.record_line(n, d)) for n, d in members.items() if "RECORD" not in n]
+    lines = [",".join(record.line(n, d)) for n, d in members.items() if "RECORD" not in n]
     members[f"{info}/RECORD"] = ("\n".join([*lines, f"{info}/RECORD,,"]) + "\n").encode()
 
 
 def edit(name: str, data: bytes) -> Callable[[dict[str, bytes]], None]:
     def change(members: dict[str, bytes]) -> None:
         members[name] = data
+        fix_record(members)
+
+    return change
+
+
+def swap(name: str, old: bytes, new: bytes) -> Callable[[dict[str, bytes]], None]:
+    def change(members: dict[str, bytes]) -> None:
+        assert old in members[name]
+        members[name] = members[name].replace(old, new)
         fix_record(members)
 
     return change
@@ -131,6 +148,11 @@ INFO = "vllm-1.0+llama4.1.dist-info"
         (drop("vllm/attention.py"), "patched files"),
         (edit("vllm/_C.abi3.so", b"\0"), "other files"),
         (edit("vllm/backdoor.py", b"import os\n"), "other files"),
+        (edit("vllm/__pycache__/attention.cpython-312.pyc", b"compiled"), "other files"),
+        (edit(f"{INFO}/INSTALLER", b"me\n"), "other files"),
+        (edit(f"{INFO}/entry_points.txt", b"[console_scripts]\nls = vllm:main\n"), "other files"),
+        (swap("vllm/attention.py", b"query * self.scale", b"query"), "patched files"),
+        (swap("vllm/attention.py", b"import math", b"import os"), "other files"),
         (drop("vllm/__init__.py"), "other files"),
         (edit(f"{INFO}/sboms/vllm-overlay.cdx.json", b"{}"), "SBOM"),
         (drop(f"{INFO}/sboms/vllm-overlay.cdx.json"), "SBOM"),
@@ -142,7 +164,31 @@ def test_verify_finds(
     path = build(upstream, tmp_path)
     tampered(path, change)
     found = {c.name for c in verify.verify(upstream.workspace(), path) if c.problems}
-    assert check in found
+    # Without the official wheel, a line that patches leave alone may be upstream's or not.
+    assert found & {check, "patched files"}
+    assert check in {c.name for c in verify.verify(alone(upstream), path) if c.problems}
+
+
+def test_verify_fetches_the_official_wheel_if_it_is_to(upstream: Upstream, tmp_path: Path) -> None:
+    path = build(upstream, tmp_path)
+    with pytest.raises(OverlayError, match="offline"):
+        verify.verify(alone(upstream), path, official=True)
+    elsewhere = Upstream(upstream.served, upstream.root, tmp_path / "cache").workspace()
+    checks = verify.verify(elsewhere, path, official=True)
+    assert "as in vllm-1.0-cp38" in checks[3].detail
+
+
+def test_verify_needs_the_lock_of_upstreams_record(upstream: Upstream, tmp_path: Path) -> None:
+    """As it is after a port, until `lock` has looked at the new release's wheel."""
+    path = build(upstream, tmp_path)
+    versions_file = upstream.root / "VERSIONS.toml"
+    text, count = re.subn(r"^record(_python)? = .*\n", "", versions_file.read_text(), flags=re.M)
+    assert count == 4  # two releases
+    versions_file.write_text(text)
+    (problem,) = (p for c in verify.verify(alone(upstream), path) for p in c.problems)
+    assert problem.endswith("vllm-overlay lock 1.0")
+    upstream.lock()
+    assert not any(c.problems for c in verify.verify(alone(upstream), path))
 
 
 def test_verify_refuses_a_foreign_wheel(upstream: Upstream) -> None:
@@ -233,6 +279,16 @@ def test_a_wheel_damaged_in_the_cache_leaves_nothing_behind(
     assert caught.value.status is Exit.INTEGRITY
     left = list((tmp_path / "dist").glob("*")) if (tmp_path / "dist").exists() else []
     assert left == []
+
+
+def test_a_wheel_whose_record_is_not_the_one_locked_is_not_built(
+    upstream: Upstream, tmp_path: Path
+) -> None:
+    official = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    repin(upstream, official, {**package("1.0"), "vllm/more.py": "# another build's\n"})
+    with pytest.raises(OverlayError, match="RECORD is not the one locked") as caught:
+        build(upstream, tmp_path)
+    assert caught.value.status is Exit.INTEGRITY
 
 
 def test_an_unlocked_tree_is_not_built(bare_upstream: Upstream, tmp_path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Kill an install in place with SIGKILL before each of its writes in turn; run by test_inplace.
+
+    python kill_everywhere.py ROOT SITE WORK install|revert
+
+SITE is copied, a child process works on the copy and is killed before its first, second, … change
+of the file system, and a second run is let through. Prints one JSON line a kill: what the folder
+was after the kill and after the second run. No threads are alive where it forks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from overlay import inplace
+from overlay.errors import OverlayError
+from overlay.probe import Python
+from overlay.project import Project
+from overlay.site_files import STAGE
+from overlay.workspace import Workspace
+
+EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.chmod"}
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+
+def digest(site: Path) -> str:
+    """Of every file's path, mode and bytes, but for bytecode and what a run has prepared."""
+    found = hashlib.sha256()
+    for path in sorted(site.rglob("*")):
+        name = path.relative_to(site)
+        if path.is_file() and "__pycache__" not in name.parts and name.parts[0] != STAGE:
+            found.update(f"{name} {path.stat().st_mode:o}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def work(root: Path, site: Path, what: str) -> None:
+    workspace = Workspace.open(Project(root), root / "no-cache", offline=True)
+    getattr(inplace, what)(workspace, Python("python", (str(site),)))
+
+
+def killed_before(number: int, root: Path, site: Path, what: str) -> bool:
+    """Do it in a child that is killed before change `number`; False if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        left = number
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            if event not in EVENTS or not str(arguments[0]).startswith(str(site)):
+                return
+            if event == "open" and not int(str(arguments[2])) & WRITING:
+                return
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            work(root, site, what)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+        raise SystemExit("the child failed")
+    return os.WIFSIGNALED(status)
+
+
+def main() -> None:
+    root, original, folder, what = (
+        Path(sys.argv[1]),
+        Path(sys.argv[2]),
+        Path(sys.argv[3]),
+        sys.argv[4],
+    )
+    number, killed = 0, True
+    while killed:
+        number += 1
+        site = folder / str(number)
+        shutil.copytree(original, site)
+        killed = killed_before(number, root, site, what)
+        after_kill, error = digest(site), ""
+        begun = (site / STAGE / "journal.json").exists()
+        try:
+            work(root, site, what)
+        except OverlayError as refused:
+            error = str(refused)
+        left = (site / STAGE).exists()
+        print(json.dumps({"killed": killed, "begun": begun, "after_kill": after_kill,
+                          "after": digest(site), "error": error, "left": left}))  # fmt: skip
+        shutil.rmtree(site)
+
+
+if __name__ == "__main__":
+    main()
