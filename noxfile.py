@@ -3,7 +3,8 @@
 CI asks nox itself for its list of jobs (nox --list-sessions --json -t matrix), and for what a
 release is made of (-t release): a session with that tag is run there, a job for each release.
 
-nox                          the README's tests: lint, workflows, types, units, validate
+nox                          the README's tests: lint, workflows, types, units, faults, validate
+nox -s fuzz                  10,000 inputs each in place of the 300 of `faults`
 nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
 nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched wheel
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew
@@ -22,7 +23,7 @@ import nox
 
 nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "workflows", "types", "unit", "validate"]
+nox.options.sessions = ["lint", "workflows", "types", "unit", "faults", "validate"]
 nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
@@ -61,9 +62,24 @@ def types(session: nox.Session) -> None:
 
 @nox.session(tags=["quick"])
 def unit(session: nox.Session) -> None:
-    """The tool's own tests, on a make-believe upstream; no network."""
+    """The tool's own tests, on a made-up upstream; no network."""
     session.install("-e", ".", *group("test"))
     session.run("pytest", "-n", "auto", *session.posargs)
+
+
+@nox.session(tags=["quick"])
+def faults(session: nox.Session) -> None:
+    """Kills, full disks, bad servers, archives and patches; the same wheel on every Python."""
+    session.install("-e", ".", *group("test"))
+    session.run("pytest", "-n", "auto", "tests/faults", *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+def fuzz(session: nox.Session) -> None:
+    """10,000 inputs each that may be series, patches, VERSIONS.toml: others every time."""
+    session.install("-e", ".", *group("test"))
+    command = ("pytest", "-n", "auto", "--durations=0", "tests/faults/test_fuzz.py")
+    session.run(*command, *session.posargs, env={"FAULTS_EXAMPLES": "10000"})
 
 
 @nox.session(tags=["quick"])
@@ -73,7 +89,7 @@ def validate(session: nox.Session) -> None:
     session.run("vllm-overlay", "validate", "--all")
     session.run("vllm-overlay", "refresh", "--all", "--check", "--no-edits")
     session.run("vllm-overlay", "matrix", "--all", "--compare")
-    session.run("pytest", "tests/quilt", *session.posargs)
+    session.run("pytest", "-n", "auto", "tests/quilt", *session.posargs)
 
 
 @nox.session(tags=["matrix"])
@@ -83,9 +99,9 @@ def port(session: nox.Session) -> None:
     session.run("pytest", "-n", "auto", "tests/port", *session.posargs)
 
 
-@nox.session(tags=["matrix"])
+@nox.session
 def wheels(session: nox.Session) -> None:
-    """Every patched wheel: built twice, byte-identical, verified."""
+    """Every patched wheel: built twice, byte-identical, verified; `-- --sums FILE` to compare."""
     session.install("-e", ".")
     session.run("vllm-overlay", "selfcheck", "--all", *session.posargs)
 
