@@ -65,6 +65,11 @@ class HunkMatch:
     found: tuple[str, ...] = ()
     """The lines most like them in the file (conflicts only)."""
 
+    @property
+    def is_good(self) -> bool:
+        """Whether it matched in one place."""
+        return self.kind in (MatchKind.CLEAN, MatchKind.OFFSET)
+
 
 @dataclass(frozen=True)
 class Hunk:
@@ -219,6 +224,16 @@ def _zero_based(start: int, length: int) -> int:
     return max(start - 1, 0) if length else start
 
 
+def to_text(data: bytes | None) -> str | None:
+    """A file's bytes as hunks are matched with them; None stays None: no such file."""
+    return None if data is None else data.decode("utf-8", "surrogateescape")
+
+
+def to_bytes(text: str | None) -> bytes | None:
+    """`to_text`, taken back."""
+    return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
 def split_lines(text: str) -> list[str]:
     """Lines with their newlines; only \\n ends one, as git sees it."""
     lines = [line + "\n" for line in text.split("\n")]
@@ -239,11 +254,11 @@ def apply_hunks(file: FileDiff, before: str | None) -> tuple[str | None, tuple[H
     for number, hunk in enumerate(file.hunks, 1):
         match = _locate(file.path, number, hunk, image)
         matches.append(match)
-        if match.kind in (MatchKind.CLEAN, MatchKind.OFFSET):
+        if match.is_good:
             at = match.line - 1
             image[at : at + len(hunk.old)] = hunk.new
     matches = _demand_unique(file, split_lines(before or ""), matches)
-    good = all(m.kind in (MatchKind.CLEAN, MatchKind.OFFSET) for m in matches)
+    good = all(match.is_good for match in matches)
     return ("".join(image) if good and not file.is_deleted else None), tuple(matches)
 
 
@@ -342,11 +357,8 @@ def _nearest(image: Sequence[str], wanted: Sequence[str], around: int) -> int:
 def is_applied(files: Sequence[FileDiff], texts: dict[str, str | None]) -> bool:
     """Whether the reverse of every hunk matches: the change is there already."""
     for file in files:
-        undone = FileDiff(
-            file.path, file.is_deleted, file.is_new, tuple(h.reversed() for h in file.hunks)
-        )
-        _, matches = apply_hunks(undone, texts[file.path])
-        if not all(m.kind in (MatchKind.CLEAN, MatchKind.OFFSET) for m in matches):
+        _, matches = apply_hunks(file.reversed(), texts[file.path])
+        if not all(match.is_good for match in matches):
             return False
     return True
 

@@ -23,7 +23,7 @@ from overlay import archive
 from overlay import patch as patches_module
 from overlay.errors import Exit, OverlayError
 from overlay.git import Git, GitError
-from overlay.hunks import HunkMatch, MatchKind, apply_hunks, is_applied
+from overlay.hunks import HunkMatch, MatchKind, apply_hunks, is_applied, to_bytes, to_text
 from overlay.patch import Mail, Patch
 from overlay.series import PatchPath
 from overlay.versions import PinnedFile, Release
@@ -71,7 +71,7 @@ class Applied:
     @property
     def failures(self) -> tuple[HunkMatch, ...]:
         """The hunks that match nowhere, or in several places."""
-        return tuple(m for m in self.matches if m.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS))
+        return tuple(match for match in self.matches if not match.is_good)
 
     @property
     def summary(self) -> str:
@@ -352,8 +352,7 @@ def _apply_one(
     after: dict[str, str | None] = {}
     matches: list[HunkMatch] = []
     for file in patch.files:
-        before = store.show(head, file.path)
-        texts[file.path] = None if before is None else before.decode("utf-8", "surrogateescape")
+        texts[file.path] = to_text(store.show(head, file.path))
         after[file.path], found = apply_hunks(file, texts[file.path])
         matches += found
     tried = Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches))
@@ -396,9 +395,7 @@ def _assert_result(
     if changed != listed:
         raise GitError("apply", 0, f"changed {sorted(changed)}, the patch lists {sorted(listed)}")
     for file in patch.files:
-        text = after[file.path]
-        data = None if text is None else text.encode("utf-8", "surrogateescape")
-        if store.show(commit, file.path) != data:
+        if store.show(commit, file.path) != to_bytes(after[file.path]):
             raise GitError("apply", 0, f"{file.path} is not what its hunks say")
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from overlay.hunks import FileDiff, split_lines
+from overlay.hunks import FileDiff, split_lines, to_text
 from overlay.threeway import Merge
 from overlay.tree import Applied, Store
 
@@ -78,8 +78,8 @@ def _part(store: Store, file: FileDiff, before: str, head: str, merge: Merge) ->
 
 
 def _lines(store: Store, commit: str, path: str) -> list[str] | None:
-    data = store.show(commit, path)
-    return None if data is None else split_lines(data.decode("utf-8", "surrogateescape"))
+    text = to_text(store.show(commit, path))
+    return None if text is None else split_lines(text)
 
 
 def _telling(lines: Iterable[str]) -> Iterator[str]:
