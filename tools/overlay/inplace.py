@@ -19,15 +19,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from overlay import doctor, installed, record, sbom, site_files, wheel
+from overlay import doctor, installed, on_files, record, sbom, site_files, wheel
 from overlay.doctor import Identity
 from overlay.errors import Exit, OverlayError
-from overlay.hunks import FileDiff, MatchKind, apply_hunks, is_safe_path
+from overlay.hunks import is_safe_path
 from overlay.installed import Target
+from overlay.on_files import MisfitError
 from overlay.patch import Patch
 from overlay.probe import Python
 from overlay.record import Row
-from overlay.tree import describe
 from overlay.versions import Release, Versions
 from overlay.wheel import Changes, Plan
 from overlay.workspace import Workspace
@@ -179,9 +179,8 @@ def _demand_current(workspace: Workspace, target: Target, identity: Identity, fu
     assert release is not None
     why = f"it is patched already, in revision {identity.revision} and not {release.revision}"
     if identity.revision == release.revision:
-        name = f"{target.info}/sboms/{sbom.FILE_NAME}"
-        bill = target.read(name).decode() if name in target.rows else None
-        why = doctor.other_patches(workspace, bill, release)
+        bill = target.find(f"{target.info}/sboms/{sbom.FILE_NAME}")
+        why = doctor.other_patches(workspace, None if bill is None else bill.decode(), release)
     if why:
         first = f"pip install --force-reinstall --no-deps 'vllm=={release.name}'"
         if f"{target.info}/{record.ORIGINALS}" in target.rows:
@@ -227,45 +226,17 @@ def _apply(release: Release, target: Target, patches: Sequence[Patch]) -> Change
     Raises:
         OverlayError: a patch does not apply, or the outcome is not the one locked.
     """
-    before = dict[str, str | None]()
-    after = dict[str, str | None]()
-    for patch in patches:
-        for file in patch.files:
-            if file.path.startswith(wheel.NOT_SHIPPED):
-                continue
-            if file.path not in before:
-                before[file.path] = after[file.path] = _text(target, file.path)
-            after[file.path] = _patched(release, patch, file, after[file.path])
-    data = {
-        path: None if text is None else text.encode("utf-8", "surrogateescape")
-        for path, text in after.items()
-        if text != before[path]
-    }
-    changes = Changes(
-        {p: d for p, d in data.items() if d is not None and before[p] is not None},
-        {p: d for p, d in data.items() if d is not None and before[p] is None},
-        frozenset(p for p, d in data.items() if d is None),
-    )
-    _demand_possible(release, target, changes)
-    return changes
-
-
-def _text(target: Target, path: str) -> str | None:
-    is_there = path in target.rows
-    return target.read(path).decode("utf-8", "surrogateescape") if is_there else None
-
-
-def _patched(release: Release, patch: Patch, file: FileDiff, text: str | None) -> str | None:
-    after, matches = apply_hunks(file, text)
-    bad = [m for m in matches if m.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS)]
-    if bad:
+    try:
+        changes = on_files.apply(patches, target.find)
+    except MisfitError as error:
         raise OverlayError(
-            f"{release.name}: {patch.path} does not apply to what is installed",
-            "; ".join(map(describe, bad)),
+            f"{release.name}: {error.path} does not apply to what is installed",
+            error.why,
             f"See what it must fit with 'vllm-overlay validate {release.name}'",
             Exit.PATCH,
-        )
-    return after
+        ) from error
+    _demand_possible(release, target, changes)
+    return changes
 
 
 def _demand_possible(release: Release, target: Target, changes: Changes) -> None:

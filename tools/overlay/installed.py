@@ -38,6 +38,10 @@ class Target:
         """A file of it, by its path in RECORD."""
         return (self.site / name).read_bytes()
 
+    def find(self, name: str) -> bytes | None:
+        """The same; None if RECORD does not list it."""
+        return self.read(name) if name in self.rows else None
+
     @cached_property
     def rows(self) -> Mapping[str, Row]:
         """RECORD's lines by path, in its order."""

@@ -1,57 +1,23 @@
 """What the official wheel said, worked out from a patched one and this repository alone.
 
-The patches are taken back from the files that they changed, and the version from those that state
-it. With them RECORD is upstream's again, hash by hash, and VERSIONS.toml locks its digest.
+The patches are taken back from the files that they changed (`on_files`), and here the version from
+those that state it. With them RECORD is upstream's again, hash by hash, and VERSIONS.toml locks its
+digest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from overlay import record, sbom, wheel
 from overlay.errors import OverlayError
-from overlay.hunks import MatchKind, apply_hunks
-from overlay.patch import Patch
+from overlay.hunks import to_bytes, to_text
+from overlay.on_files import Read
 from overlay.record import Row
-from overlay.tree import describe
-from overlay.wheel import Changes
-
-Read = Callable[[str], bytes | None]
-"""The bytes of a file, by its path; None if there is no such file."""
 
 
 class NotPatchedError(Exception):
-    """A file is not what the patches make of anything; the message says which and why."""
-
-
-def originals(patches: Sequence[Patch], read: Read) -> dict[str, bytes | None]:
-    """What the files were that `patches` changed, None for those that they added.
-
-    Raises:
-        NotPatchedError: a patch can't be taken back.
-    """
-    found: dict[str, str | None] = {}
-    for patch in reversed(patches):
-        for file in patch.files:
-            if file.path.startswith(wheel.NOT_SHIPPED):
-                continue
-            if file.path not in found:
-                found[file.path] = _text(read(file.path))
-            found[file.path], matches = apply_hunks(file.reversed(), found[file.path])
-            bad = [m for m in matches if m.kind in (MatchKind.CONFLICT, MatchKind.AMBIGUOUS)]
-            if bad:
-                raise NotPatchedError(f"{patch.path}: {'; '.join(map(describe, bad))}")
-    return {path: _data(text) for path, text in found.items()}
-
-
-def changes(before: Mapping[str, bytes | None], read: Read) -> Changes:
-    """What became of the files that were `before`."""
-    after = {path: read(path) for path in before}
-    return Changes(
-        {p: d for p, d in after.items() if d is not None and before[p] not in (None, d)},
-        {p: d for p, d in after.items() if d is not None and before[p] is None},
-        frozenset(p for p, d in after.items() if d is None and before[p] is not None),
-    )
+    """A file does not state the version as a patched one does; the message says which."""
 
 
 def official_rows(
@@ -77,7 +43,7 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
     Raises:
         NotPatchedError: one of them does not state it as a build of this overlay does.
     """
-    module, metadata = _text(read(wheel.VERSION_MODULE)), _text(read(f"{info}/METADATA"))
+    module, metadata = to_text(read(wheel.VERSION_MODULE)), to_text(read(f"{info}/METADATA"))
     local = version.removeprefix(f"{release}+")
     old = _renamed(f"{info}/METADATA", info, info.replace(f"-{version}.", f"-{release}."))
     plain = (module or "").replace(f"'{version}'", f"'{release}'").replace(f", '{local}')", ")")
@@ -91,19 +57,11 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
             again = set_version(text, release, version)
         except OverlayError as error:
             raise NotPatchedError(str(error)) from error
-        if again != _data(now):
+        if again != to_bytes(now):
             raise NotPatchedError(f"{name} does not state the version {version} as it should")
-    return {wheel.VERSION_MODULE: _data(plain), old: _data(stated)}
+    return {wheel.VERSION_MODULE: to_bytes(plain), old: to_bytes(stated)}
 
 
 def _renamed(name: str, old: str, new: str) -> str:
     inside = name.removeprefix(f"{old}/")
     return name if inside == name else f"{new}/{inside}"
-
-
-def _text(data: bytes | None) -> str | None:
-    return None if data is None else data.decode("utf-8", "surrogateescape")
-
-
-def _data(text: str | None) -> bytes | None:
-    return None if text is None else text.encode("utf-8", "surrogateescape")

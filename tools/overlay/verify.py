@@ -9,9 +9,9 @@ The checks, in the order they are printed:
 - SBOM: valid CycloneDX, and what it says is what was checked.
 
 Without the official wheel, patched files are compared with the digest `files` of VERSIONS.toml;
-then the patches are taken back (`unpatch`), and all files with the digests of upstream's RECORD.
-With it, patched files are compared with the patched source tree, and the others with it, as
-compressed bytes: that names what differs.
+then the patches are taken back (`on_files`, `unpatch`), and all files with the digests of
+upstream's RECORD. With it, patched files are compared with the patched source tree, and the others
+with it, as compressed bytes: that names what differs.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from installer.sources import WheelFile
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from overlay import rawzip, record, sbom, unpatch, wheel
+from overlay import on_files, rawzip, record, sbom, unpatch, wheel
 from overlay.errors import Exit, OverlayError
+from overlay.on_files import MisfitError
 from overlay.patch import Patch
 from overlay.rawzip import Member
 from overlay.unpatch import NotPatchedError
@@ -145,11 +146,11 @@ def _against_locks(
     """Every member, compared with the digests in VERSIONS.toml."""
     told = "by VERSIONS.toml; --official compares bytes, and names what differs"
     try:
-        before = unpatch.originals(patches, ours.read)
-    except NotPatchedError as error:
+        before = on_files.take_back(patches, ours.read)
+    except MisfitError as error:
         untold = "they can't be told from patched ones"
         return _run("patched files", [str(error)], told), _run("other files", [untold], told)
-    found = unpatch.changes(before, ours.read)
+    found = wheel.Changes.between(before, {name: ours.read(name) for name in before})
     return (
         _run("patched files", _digest(release, found), f"{len(found.kinds)}, {told}"),
         _run("other files", _rest(workspace, release, ours, before, info), told),

@@ -51,6 +51,18 @@ class Changes:
     removed: frozenset[str]
     """Files that go."""
 
+    @classmethod
+    def between(
+        cls, before: Mapping[str, bytes | None], after: Mapping[str, bytes | None]
+    ) -> Changes:
+        """What became of the files that were `before`; None: there is no such file."""
+        there = {name: data for name, data in after.items() if data is not None}
+        return cls(
+            {n: data for n, data in there.items() if before[n] not in (None, data)},
+            {n: data for n, data in there.items() if before[n] is None},
+            frozenset(n for n, d in before.items() if d is not None and n not in there),
+        )
+
     @property
     def kinds(self) -> dict[str, str]:
         """Path and A, M or D of each, in order of path."""
