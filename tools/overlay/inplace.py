@@ -365,8 +365,7 @@ def _reverting(
     """How to restore the originals, and the lines of what is replaced or removed by that."""
 
     def then(name: str) -> str:
-        inside = name.removeprefix(f"{target.info}/")
-        return name if inside == name else f"{old}/{inside}"
+        return record.moved(name, target.info, old)
 
     known = record.read(originals[f"{old}/RECORD"].decode()).keys() | originals.keys()
     removed = frozenset(name for name in target.rows if then(name) not in known)

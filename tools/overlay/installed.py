@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,6 @@ from overlay.versions import Release
 
 #: In dist-info: which file or folder a distribution was installed from, if not from an index.
 ORIGIN, CACHED_ORIGIN = "direct_url.json", "uv_cache.json"
-_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ class Target:
         def is_same(row: Row) -> bool:
             path = self.site / row[0]
             if full or not is_library(row):
-                return _digest(path) == row[1]
+                return record.hash_of(path) == row[1]
             return path.is_file() and str(path.stat().st_size) == row[2]
 
         with ThreadPoolExecutor() as pool:  # hashing releases the GIL
@@ -86,18 +84,6 @@ class Target:
 def is_library(row: Row) -> bool:
     """Whether a line of RECORD is a compiled library's."""
     return row[0].endswith(".so")
-
-
-def _digest(path: Path) -> str | None:
-    """A file's sha256 as RECORD has it; None if it can't be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb", buffering=0) as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except OSError:
-        return None
-    return record.hash_field(digest.digest())
 
 
 def find_site(python: Python, project: str) -> Path:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import csv
-import hashlib
 import importlib
 import json
 import os
@@ -19,7 +17,7 @@ from email.parser import HeaderParser
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
 
-from overlay import gpus, sbom
+from overlay import gpus, record, sbom
 from overlay.errors import Exit, OverlayError
 
 #: Seconds that another Python has to start.
@@ -122,25 +120,17 @@ def inspect(found: Distribution) -> Installed:
     version = HeaderParser().parsestr(found.read_text("METADATA") or "")["Version"]
     folder = Path(str(found.locate_file("")))
     rows = [row for row in _record(found) if row[0].endswith(".py")]
-    damaged = [name for name, wanted in rows if _digest(folder / name) != wanted]
+    damaged = [name for name, wanted in rows if record.hash_of(folder / name) != wanted]
     return Installed(
         version or "", folder, found.read_text(f"sboms/{sbom.FILE_NAME}"), tuple(damaged), len(rows)
     )
 
 
 def _record(found: Distribution) -> Iterator[tuple[str, str]]:
-    """Path and sha256 of the files in RECORD. (`files` leaves out those that are missing.)"""
+    """Path and hash of the files in RECORD. (`files` leaves out those that are missing.)"""
     for row in csv.reader((found.read_text("RECORD") or "").splitlines()):
         if len(row) == 3 and row[1].startswith("sha256="):
-            yield row[0], row[1].removeprefix("sha256=")
-
-
-def _digest(path: Path) -> str | None:
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    return base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            yield row[0], row[1]
 
 
 def has_flashinfer(paths: Sequence[str]) -> bool:

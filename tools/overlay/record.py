@@ -12,6 +12,9 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from overlay.sources import sha256
 
 Row = tuple[str, str, str]
 """Path, hash and size, as in RECORD."""
@@ -44,6 +47,16 @@ def is_installers(name: str, info: str) -> bool:
     return name.startswith(("../", "bin/")) or name.endswith(".pyc")
 
 
+def moved(name: str, old: str, new: str) -> str:
+    """What a file is called once its dist-info folder is `new` in place of `old`.
+
+    >>> [moved(name, "a-1.dist-info", "a-2.dist-info") for name in ("a-1.dist-info/x", "a/x")]
+    ['a-2.dist-info/x', 'a/x']
+    """
+    inside = name.removeprefix(f"{old}/")
+    return name if inside == name else f"{new}/{inside}"
+
+
 def pins(rows: Iterable[Row], info: str) -> tuple[str, str]:
     """Digests of the wheel's own lines: of all of them, and of those of Python files."""
     own = sorted(row for row in rows if not is_installers(row[0], info))
@@ -67,6 +80,14 @@ def hash_field(digest: bytes) -> str:
     'sha256=AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA'
     """
     return "sha256=" + base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+def hash_of(path: Path) -> str | None:
+    """A file's sha256 as RECORD writes it; None if it can't be read."""
+    try:
+        return hash_field(bytes.fromhex(sha256(path)))
+    except OSError:
+        return None
 
 
 def read(text: str) -> dict[str, Row]:

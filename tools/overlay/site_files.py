@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from overlay.sources import sha256
+
 #: Below the folder that is changed; the name of no package and of no distribution.
 STAGE = ".vllm-overlay"
 _JOURNAL = "journal.json"
@@ -108,7 +110,7 @@ def recover(root: Path) -> bool:
 
 def _digest(path: Path) -> str | None:
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256(path)
     except FileNotFoundError:
         return None
 

@@ -28,7 +28,7 @@ def official_rows(
     `before` has the bytes of each file that is another one there, None if it is not there; `old`
     and `new` are the dist-info folders of the two.
     """
-    named = [(_renamed(name, new, old), *rest) for name, *rest in rows]
+    named = [(record.moved(name, new, old), *rest) for name, *rest in rows]
     kept = [(name, digest, size) for name, digest, size in named if name not in before]
     bill = f"{old}/sboms/{sbom.FILE_NAME}"
     restored = [record.line(name, data) for name, data in before.items() if data is not None]
@@ -45,7 +45,7 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
     """
     module, metadata = to_text(read(wheel.VERSION_MODULE)), to_text(read(f"{info}/METADATA"))
     local = version.removeprefix(f"{release}+")
-    old = _renamed(f"{info}/METADATA", info, info.replace(f"-{version}.", f"-{release}."))
+    old = record.moved(f"{info}/METADATA", info, info.replace(f"-{version}.", f"-{release}."))
     plain = (module or "").replace(f"'{version}'", f"'{release}'").replace(f", '{local}')", ")")
     header, blank, body = (metadata or "").partition("\n\n")
     stated = header.replace(f"Version: {version}", f"Version: {release}") + blank + body
@@ -60,8 +60,3 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
         if again != to_bytes(now):
             raise NotPatchedError(f"{name} does not state the version {version} as it should")
     return {wheel.VERSION_MODULE: to_bytes(plain), old: to_bytes(stated)}
-
-
-def _renamed(name: str, old: str, new: str) -> str:
-    inside = name.removeprefix(f"{old}/")
-    return name if inside == name else f"{new}/{inside}"

@@ -103,8 +103,7 @@ class Plan:
 
     def target(self, name: str) -> str:
         """What the official wheel's (or a new) member `name` is called in the patched wheel."""
-        inside = name.removeprefix(f"{self.old_info}/")
-        return name if inside == name else f"{self.new_info}/{inside}"
+        return record.moved(name, self.old_info, self.new_info)
 
 
 @dataclass(frozen=True)
