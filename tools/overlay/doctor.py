@@ -15,7 +15,7 @@ from typing import Any, Literal
 from packaging.version import InvalidVersion, Version
 
 from overlay import explain, probe
-from overlay.errors import OverlayError
+from overlay.errors import OverlayError, some
 from overlay.explain import BACKEND, ENGINE, Answer, Settings, Side, Target
 from overlay.matrix import UNSET
 from overlay.probe import Device, Devices, Installed, Python
@@ -167,9 +167,7 @@ def _of_install(workspace: Workspace, installed: Installed | None, identity: Ide
     elif identity.release and identity.kind == "patched":
         changes += _of_patched(workspace, installed, identity, identity.release)
     if installed.damaged:
-        names = ", ".join(installed.damaged[:3])
-        more = f" and {len(installed.damaged) - 3} more" if len(installed.damaged) > 3 else ""
-        changes.append(f"install it again: not as RECORD has them are {names}{more}")
+        changes.append(f"install it again: not as RECORD has them are {some(installed.damaged)}")
     return changes
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from overlay import patch as patches_module
 from overlay import tree as tree_module
-from overlay.errors import Exit, OverlayError
+from overlay.errors import Exit, OverlayError, some
 from overlay.git import Git, GitError
 from overlay.project import Project
 from overlay.series import PatchPath, is_topic, parse_path
@@ -84,12 +84,6 @@ def status(git: Git) -> list[str]:
     """The entries of git status for what is uncommitted: two letters, a blank and the path."""
     out = git.run("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all")
     return [entry for entry in out.decode("utf-8", "replace").split("\0") if entry]
-
-
-def some(paths: Sequence[str]) -> str:
-    """The first paths, and how many more there are."""
-    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
-    return f"{', '.join(paths[:3])}{more}"
 
 
 def default_folder(project: Project, release: Release) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from enum import IntEnum
 
 
@@ -50,3 +51,13 @@ class OverlayError(Exception):
     def __str__(self) -> str:
         """The one line printed to a user."""
         return f"{self.what}: {self.why}. {self.fix}."
+
+
+def some(paths: Sequence[str]) -> str:
+    """The first paths, and how many more there are.
+
+    >>> some(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(paths[:3])}{more}"

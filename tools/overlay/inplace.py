@@ -153,7 +153,7 @@ def _opened(workspace: Workspace, python: Python, dry_run: bool) -> Iterator[tup
             site,
             f"an earlier run was interrupted, and {error} was changed since",
             f"Delete {site / site_files.STAGE} and install vLLM again: "
-            "pip install --force-reinstall --no-deps 'vllm==RELEASE'",
+            f"{installed.reinstall('RELEASE')}",
         ) from error
     except OSError as error:
         raise _unwritable(site, error.strerror or str(error)) from error
@@ -182,7 +182,7 @@ def _demand_current(workspace: Workspace, target: Target, identity: Identity, fu
         bill = target.find(f"{target.info}/sboms/{sbom.FILE_NAME}")
         why = doctor.other_patches(workspace, None if bill is None else bill.decode(), release)
     if why:
-        first = f"pip install --force-reinstall --no-deps 'vllm=={release.name}'"
+        first = installed.reinstall(release.name)
         if f"{target.info}/{record.ORIGINALS}" in target.rows:
             first = "vllm-overlay install --revert"
         raise target.refused(why, f"Restore upstream's first: {first}", Exit.USAGE)
@@ -317,11 +317,10 @@ def _originals(target: Target, release: Release, old: str) -> dict[str, bytes]:
         OverlayError: it is not there, or damaged.
     """
     name = f"{target.info}/{record.ORIGINALS}"
-    again = f"pip install --force-reinstall --no-deps 'vllm=={release.name}'"
     if name not in target.rows:
         raise target.refused(
             "it was installed as a patched wheel, so that nothing was replaced",
-            f"Install upstream's: {again}",
+            f"Install upstream's: {installed.reinstall(release.name)}",
             Exit.USAGE,
         )
     try:
@@ -338,7 +337,7 @@ def _originals(target: Target, release: Release, old: str) -> dict[str, bytes]:
 def _bad_originals(target: Target, release: Release, why: str) -> OverlayError:
     return target.refused(
         f"{record.ORIGINALS} is not what was kept of upstream's files ({why})",
-        f"Install upstream's: pip install --force-reinstall --no-deps 'vllm=={release.name}'",
+        f"Install upstream's: {installed.reinstall(release.name)}",
     )
 
 

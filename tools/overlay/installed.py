@@ -13,7 +13,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 
 from overlay import probe, record, wheel
-from overlay.errors import Exit, OverlayError
+from overlay.errors import Exit, OverlayError, some
 from overlay.probe import Python
 from overlay.record import Row
 from overlay.versions import Release
@@ -73,17 +73,21 @@ class Target:
     def demand_unchanged(self, rows: Sequence[Row], *, full: bool = True) -> None:
         """Raise unless the files of `rows` are as RECORD has them (`changed`)."""
         if names := self.changed(rows, full=full):
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise self.refused(
-                f"not as RECORD has them are {', '.join(names[:3])}{more}",
+                f"not as RECORD has them are {some(names)}",
                 "Somebody has changed them. Keep what you need of that and install it again: "
-                f"pip install --force-reinstall --no-deps 'vllm=={self.version}'",
+                f"{reinstall(self.version)}",
             )
 
 
 def is_library(row: Row) -> bool:
     """Whether a line of RECORD is a compiled library's."""
     return row[0].endswith(".so")
+
+
+def reinstall(version: str) -> str:
+    """The command line that puts another vLLM's files in the place of an installed one's."""
+    return f"pip install --force-reinstall --no-deps 'vllm=={version}'"
 
 
 def find_site(python: Python, project: str) -> Path:
@@ -171,7 +175,7 @@ def demand_official(target: Target, release: Release, *, other_build: bool) -> b
     if pins[1] != release.record_python:
         raise target.refused(
             "its RECORD is not the official wheel's: it is a changed build",
-            f"Install upstream's: pip install --force-reinstall --no-deps 'vllm=={release.name}'",
+            f"Install upstream's: {reinstall(release.name)}",
         )
     if not other_build:
         raise target.refused(

@@ -8,7 +8,7 @@ from pathlib import Path
 from overlay import edit, port_state, refresh
 from overlay import tree as tree_module
 from overlay.edit import Commit, EditTree
-from overlay.errors import Exit, OverlayError
+from overlay.errors import Exit, OverlayError, some
 from overlay.git import Git, GitError
 from overlay.port import Port, Step
 from overlay.project import Project
@@ -115,19 +115,19 @@ def _unmerged(git: Git) -> list[str]:
 
 def _demand_solved(git: Git, folder: Path, port: Port) -> None:
     if paths := _unmerged(git):
-        raise _unsolved(folder, f"git status has {edit.some(paths)} as unmerged")
+        raise _unsolved(folder, f"git status has {some(paths)} as unmerged")
     edit.demand_finished(git, folder, besides=("CHERRY_PICK_HEAD",))
     if loose := [entry[3:] for entry in edit.status(git) if entry[1] != " "]:
         raise OverlayError(
             f"{folder} has changes that are not staged",
-            f"git status lists {edit.some(loose)}",
+            f"git status lists {some(loose)}",
             "Stage what belongs to the patch (git add), and stash or delete the rest",
             Exit.PROBLEMS,
         )
     staged = git.run("diff", "--cached", "--name-only", "--no-renames", "-z", port.head)
     names = [name for name in staged.decode("utf-8", "surrogateescape").split("\0") if name]
     if marked := [name for name in names if _has_markers(git, name)]:
-        raise _unsolved(folder, f"there are conflict markers in {edit.some(marked)}")
+        raise _unsolved(folder, f"there are conflict markers in {some(marked)}")
 
 
 def _has_markers(git: Git, name: str) -> bool:
