@@ -118,9 +118,9 @@ def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> Do
             why = "it is no vLLM of this overlay"
             raise target.refused(why, "There is nothing to revert", Exit.USAGE)
         old = wheel.dist_info(workspace.versions.upstream.project, release.name)
-        originals = _originals(target, release, old)
-        is_official = _demand_originals(target, release, old, originals)
-        writing, touched = _reverting(target, old, originals)
+        originals, rows = _originals(target, release, old)
+        is_official = _demand_originals(target, release, old, originals, rows)
+        writing, touched = _reverting(target, old, originals, rows)
         target.demand_unchanged(touched)
         if not dry_run:
             _write(target, writing)
@@ -310,8 +310,10 @@ def _zip(files: Mapping[str, bytes]) -> bytes:
     return out.getvalue()
 
 
-def _originals(target: Target, release: Release, old: str) -> dict[str, bytes]:
-    """What was replaced, by its path then.
+def _originals(
+    target: Target, release: Release, old: str
+) -> tuple[dict[str, bytes], Mapping[str, Row]]:
+    """What was replaced, by its path then, and the lines of the RECORD among it.
 
     Raises:
         OverlayError: it is not there, or damaged.
@@ -328,10 +330,10 @@ def _originals(target: Target, release: Release, old: str) -> dict[str, bytes]:
             if sum(info.file_size for info in archive.infolist()) > _MAX_ORIGINALS:
                 raise zipfile.BadZipFile("it is too large")
             found = {info.filename: archive.read(info) for info in archive.infolist()}
-        _ = record.read(found[f"{old}/RECORD"].decode())
+        rows = record.read(found[f"{old}/RECORD"].decode())
     except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
         raise _bad_originals(target, release, str(error)) from error
-    return found
+    return found, rows
 
 
 def _bad_originals(target: Target, release: Release, why: str) -> OverlayError:
@@ -342,12 +344,14 @@ def _bad_originals(target: Target, release: Release, why: str) -> OverlayError:
 
 
 def _demand_originals(
-    target: Target, release: Release, old: str, originals: Mapping[str, bytes]
+    target: Target,
+    release: Release,
+    old: str,
+    originals: Mapping[str, bytes],
+    rows: Mapping[str, Row],
 ) -> bool:
     """Raise unless the originals are upstream's. Returns whether of the official wheel."""
-    rows = record.read(originals[f"{old}/RECORD"].decode())
-    own = [row for row in rows.values() if not record.is_installers(row[0], old)]
-    pins = record.pins(own, old)
+    pins = record.pins(rows.values(), old)
     if pins[1] != release.record_python:
         raise _bad_originals(target, release, "its RECORD is not upstream's")
     for name, data in originals.items():
@@ -359,14 +363,14 @@ def _demand_originals(
 
 
 def _reverting(
-    target: Target, old: str, originals: Mapping[str, bytes]
+    target: Target, old: str, originals: Mapping[str, bytes], rows: Mapping[str, Row]
 ) -> tuple[_Writing, list[Row]]:
     """How to restore the originals, and the lines of what is replaced or removed by that."""
 
     def then(name: str) -> str:
         return record.moved(name, target.info, old)
 
-    known = record.read(originals[f"{old}/RECORD"].decode()).keys() | originals.keys()
+    known = rows.keys() | originals.keys()
     removed = frozenset(name for name in target.rows if then(name) not in known)
     for name in removed | originals.keys():
         if not is_safe_path(name):
