@@ -64,7 +64,7 @@ def build(
     bom = Bom(components=files)
     bom.metadata.component = subject
     bom.metadata.timestamp = None  # type: ignore[assignment]  # when is no property of the bytes
-    bom.serial_number = _serial(local, upstream, patches)
+    bom.serial_number = _serial(local, [upstream, *files])
     bom.register_dependency(subject, [*files])
     text = make_outputter(bom, OutputFormat.JSON, SCHEMA).output_as_string()
     return (json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n").encode()
@@ -124,10 +124,9 @@ def _patch(patch: patches_module.Patch) -> Patch:
     )
 
 
-def _serial(local: str, upstream: Component, patches: Sequence[patches_module.Patch]) -> uuid.UUID:
-    parts = [local, *(found.content for found in upstream.hashes)]
-    parts += [hashlib.sha256(patch.data).hexdigest() for patch in patches]
-    return uuid.uuid5(_NAMESPACE, "\n".join(parts))
+def _serial(local: str, files: Sequence[Component]) -> uuid.UUID:
+    hashes = (found.content for file in files for found in file.hashes)
+    return uuid.uuid5(_NAMESPACE, "\n".join((local, *hashes)))
 
 
 def schema_error(data: bytes) -> str | None:
