@@ -17,11 +17,7 @@ from overlay import gpus, probe
 from overlay import matrix as matrix_module
 from overlay.console import out, print_json
 from overlay.errors import Exit
-from overlay.options import (
-    EPILOG,
-    json_option,
-    pass_workspace,
-)
+from overlay.options import EPILOG, json_option, pass_workspace
 from overlay.workspace import Workspace
 
 Command = TypeVar("Command", bound=Callable[..., None])

@@ -13,13 +13,7 @@ from overlay import atomic, environment, sdist, wheel
 from overlay import verify as verify_module
 from overlay.console import err, log_for, out, print_json
 from overlay.errors import Exit, OverlayError
-from overlay.options import (
-    EPILOG,
-    all_option,
-    demand_names,
-    json_option,
-    pass_workspace,
-)
+from overlay.options import EPILOG, all_option, demand_names, json_option, pass_workspace
 from overlay.sources import Kind
 from overlay.tree import check_out
 from overlay.versions import Release

@@ -11,13 +11,7 @@ from overlay import lock as lock_module
 from overlay import validate as validate_module
 from overlay.console import err, out, print_json
 from overlay.errors import Exit
-from overlay.options import (
-    EPILOG,
-    all_option,
-    demand_names,
-    json_option,
-    pass_workspace,
-)
+from overlay.options import EPILOG, all_option, demand_names, json_option, pass_workspace
 from overlay.workspace import Workspace
 
 

@@ -8,11 +8,7 @@ import click
 
 from overlay import report as report_module
 from overlay.console import out, print_json
-from overlay.options import (
-    EPILOG,
-    json_option,
-    pass_workspace,
-)
+from overlay.options import EPILOG, json_option, pass_workspace
 from overlay.workspace import Workspace
 
 
