@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, settings
 
 from made_upstream import Upstream, at, bare_upstream, templates, upstream
 
-__all__ = ["bare_upstream", "patched", "templates", "upstream"]
+from .tool import Place, Truth, truth
+
+__all__ = ["bare_upstream", "patched", "templates", "undisturbed", "upstream"]
 
 #: The same inputs every time, or (FAULTS_EXAMPLES=10000) as many others as asked for.
 EXAMPLES = int(os.environ.get("FAULTS_EXAMPLES", "300"))
@@ -29,3 +31,9 @@ settings.load_profile("faults")
 def patched(templates: dict[str, Path]) -> Upstream:
     """The upstream with one patch, for all tests that only read it."""
     return at(templates["patched"])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(patched: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Truth:
+    """What a run leaves that nothing disturbs."""
+    return truth(Place.below(patched, tmp_path_factory.mktemp("undisturbed")))

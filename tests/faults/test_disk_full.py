@@ -14,7 +14,7 @@ import pytest
 
 from made_upstream import Upstream
 
-from .tool import Place, Truth, demand_same, demand_whole, go, truth
+from .tool import Place, Truth, demand_same, demand_whole, go
 
 #: Largest file in bytes that may be written; upstream's made-up files have some 5,000.
 SIZES = {
@@ -28,11 +28,6 @@ DISKS = {
     "work": ("size=4k", "size=40k", "size=80k", "size=1m,nr_inodes=30"),
     "dist": ("size=4k", "size=8k", "size=1m,nr_inodes=1"),
 }
-
-
-@pytest.fixture(scope="module")
-def undisturbed(patched: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    return truth(Place.below(patched, tmp_path_factory.mktemp("undisturbed")))
 
 
 def limited(size: int) -> Callable[[], None]:

@@ -9,11 +9,9 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from made_upstream import Upstream
 
-from .tool import Counter, Place, Truth, demand_same, demand_whole, go, kill_at, truth
+from .tool import Counter, Place, Truth, demand_same, demand_whole, go, kill_at, spread
 
 #: At a write of the tool's; while git is at work; in the middle of a file.
 AT_WRITES, IN_GIT, IN_FILES = 34, 10, (1, 200, 1000, 2000, 4000, 6000)
@@ -24,17 +22,6 @@ echo >>"$GIT_CALLS"
 [ "$(wc -l <"$GIT_CALLS")" -ne "$KILL_AT" ] || { "$REAL_GIT" "$@" <&0 & kill -9 0; }
 exec "$REAL_GIT" "$@"
 """
-
-
-@pytest.fixture(scope="module")
-def undisturbed(patched: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Truth:
-    return truth(Place.below(patched, tmp_path_factory.mktemp("undisturbed")))
-
-
-def spread(count: int, total: int) -> list[int]:
-    """`count` different numbers from 1 to `total`, evenly spread."""
-    assert total >= count, total
-    return [1 + (total - 1) * n // (count - 1) for n in range(count)]
 
 
 def test_there_are_50_points() -> None:

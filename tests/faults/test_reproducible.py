@@ -16,7 +16,7 @@ from made_upstream import Upstream, at
 from overlay.environment import find_uv
 from overlay.sources import sha256
 
-from .tool import Place, go, main, truth
+from .tool import Place, Truth, go, main
 
 CHECKOUT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -33,10 +33,10 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def expected(patched: Upstream, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """sha256 of the wheel, as this test's own process builds it."""
-    return truth(Place.below(patched, tmp_path_factory.mktemp("here"))).wheel
+@pytest.fixture
+def expected(undisturbed: Truth) -> str:
+    """sha256 of the wheel, as a run here builds it."""
+    return undisturbed.wheel
 
 
 def built(python: str, upstream: Upstream, folder: Path, extra: dict[str, str]) -> str:

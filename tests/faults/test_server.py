@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -131,18 +131,23 @@ def outcome(upstream: Upstream, cache: Path, pages: Script, files: Script) -> Ex
     return Exit.OK
 
 
+def tried(cases: Mapping[str, Case]) -> Iterator[tuple[tuple[str, bool], Script, Exit]]:
+    """Each case once and always, by name: what the server does, and what is to come of it."""
+    for name, case in cases.items():
+        yield (name, False), Script([case.act]), case.once
+        yield (name, True), Script([case.act], always=True), case.then
+
+
 def test_files(patched: Upstream, tmp_path: Path) -> None:
     found: dict[tuple[str, bool], Exit] = {}
     expected: dict[tuple[str, bool], Exit] = {}
-    for name, case in FILES.items():
-        for always, then in ((False, case.once), (True, case.then)):
-            cache = tmp_path / f"{len(found)}"
-            files = Script([case.act], always)
-            found[name, always] = outcome(patched, cache, Script([]), files)
-            expected[name, always] = then
-            assert len(files.times) <= 21 + ATTEMPTS  # 20 redirects
-            # Whatever it was, it has not spoiled the cache for a server that behaves.
-            assert outcome(patched, cache, Script([]), Script([])) is Exit.OK, (name, always)
+    for case, files, then in tried(FILES):
+        cache = tmp_path / f"{len(found)}"
+        found[case] = outcome(patched, cache, Script([]), files)
+        expected[case] = then
+        assert len(files.times) <= 21 + ATTEMPTS  # 20 redirects
+        # Whatever it was, it has not spoiled the cache for a server that behaves.
+        assert outcome(patched, cache, Script([]), Script([])) is Exit.OK, case
     assert found == expected
     assert len(found) == 66
 
@@ -150,13 +155,10 @@ def test_files(patched: Upstream, tmp_path: Path) -> None:
 def test_pages(patched: Upstream, tmp_path: Path) -> None:
     found: dict[tuple[str, bool], Exit] = {}
     expected: dict[tuple[str, bool], Exit] = {}
-    for name, case in PAGES.items():
-        for always, then in ((False, case.once), (True, case.then)):
-            cache = tmp_path / f"{len(found)}"
-            pages = Script([case.act], always)
-            found[name, always] = outcome(patched, cache, pages, Script([]))
-            expected[name, always] = then
-            assert len(pages.times) <= ATTEMPTS
+    for case, pages, then in tried(PAGES):
+        found[case] = outcome(patched, tmp_path / f"{len(found)}", pages, Script([]))
+        expected[case] = then
+        assert len(pages.times) <= ATTEMPTS
     assert found == expected
     assert len(found) == 48
 

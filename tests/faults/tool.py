@@ -233,6 +233,12 @@ def kill_at(number: int, counter: Counter) -> Callable[[], None]:
     return before
 
 
+def spread(count: int, total: int) -> list[int]:
+    """`count` different numbers from 1 to `total`, evenly spread."""
+    assert total >= count, total
+    return [1 + (total - 1) * n // (count - 1) for n in range(count)]
+
+
 @dataclass(frozen=True)
 class Truth:
     """What an undisturbed run leaves."""

@@ -1,6 +1,6 @@
 """Kill an install in place with SIGKILL before each of its writes in turn; run by test_inplace.
 
-    python kill_everywhere.py ROOT SITE WORK install|revert
+    python -m unit.kill_everywhere ROOT SITE WORK install|revert
 
 SITE is copied, a child process works on the copy and is killed before its first, second, … change
 of the file system, and a second run is let through. Prints one JSON line a kill: what the folder
@@ -17,15 +17,13 @@ import signal
 import sys
 from pathlib import Path
 
+from faults.tool import is_write
 from overlay import inplace
 from overlay.errors import OverlayError
 from overlay.probe import Python
 from overlay.project import Project
 from overlay.site_files import STAGE
 from overlay.workspace import Workspace
-
-EVENTS = {"open", "os.rename", "os.remove", "os.link", "os.mkdir", "os.rmdir", "os.chmod"}
-WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 def digest(site: Path) -> str:
@@ -51,9 +49,7 @@ def killed_before(number: int, root: Path, site: Path, what: str) -> bool:
 
         def count(event: str, arguments: tuple[object, ...]) -> None:
             nonlocal left
-            if event not in EVENTS or not str(arguments[0]).startswith(str(site)):
-                return
-            if event == "open" and not int(str(arguments[2])) & WRITING:
+            if not is_write(event, arguments) or not str(arguments[0]).startswith(str(site)):
                 return
             left -= 1
             if left == 0:

@@ -452,8 +452,9 @@ def test_killed_anywhere_the_next_run_ends_it(place: Place, tmp_path: Path, what
         place.revert()
     (tmp_path / "work").mkdir()
     ran = subprocess.run(
-        [sys.executable, kill_everywhere.__file__, str(place.upstream.root), str(place.site),
-         str(tmp_path / "work"), what], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "unit.kill_everywhere", str(place.upstream.root), str(place.site),
+         str(tmp_path / "work"), what],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     kills = [json.loads(line) for line in ran.stdout.splitlines()]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.tool import Counter, go, kill_at
+from faults.tool import Counter, go, kill_at, spread
 from made_upstream import (
     IMPL,
     TEST,
@@ -616,12 +616,6 @@ def undisturbed(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Und
     return Undisturbed(begin, go_on, (first, second), before, snapshot(upstream))
 
 
-def points(writes: int) -> list[int]:
-    """Half of the points, spread from the first write to the last."""
-    half = POINTS // 2
-    return [1 + number * (writes - 1) // (half - 1) for number in range(half)]
-
-
 @pytest.mark.parametrize("number", range(POINTS))
 def test_killed_at_any_point(
     run: Run, undisturbed: Undisturbed, tmp_path: Path, number: int
@@ -631,7 +625,8 @@ def test_killed_at_any_point(
     place = tmp_path / "killed"
     shutil.copytree(source, place, symlinks=True)
     upstream = at(place)
-    killed(upstream, points(undisturbed.writes[late])[which], *(GO_ON if late else BEGIN))
+    point = spread(POINTS // 2, undisturbed.writes[late])[which]
+    killed(upstream, point, *(GO_ON if late else BEGIN))
     given_up = tmp_path / "given-up"
     shutil.copytree(place, given_up, symlinks=True)
     taken_back(run, at(given_up), undisturbed)
