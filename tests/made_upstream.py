@@ -236,6 +236,8 @@ def snapshot(upstream: Upstream) -> dict[str, bytes]:
 
 
 RELEASES = ("0.9", "1.0", "1.1")
+#: Upstream's files of 1.0.
+SDIST, WHEEL = "vllm-1.0.tar.gz", "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
 
 
 def pin(path: Path, key: str, release: str) -> str:

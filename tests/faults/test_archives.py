@@ -17,13 +17,12 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Upstream, package, pin, source_tree, write_wheel
+from made_upstream import SDIST, WHEEL, Upstream, package, pin, source_tree, write_wheel
 from overlay import archive, rawzip, verify
 from overlay.errors import OverlayError
 from overlay.wheel import build
 
 INFO = "vllm-1.0.dist-info"
-WHEEL, SDIST = "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl", "vllm-1.0.tar.gz"
 #: Stands for the tool's own limits, to spare this machine's memory.
 MEMBER, TOTAL = 1 << 20, 8 << 20
 

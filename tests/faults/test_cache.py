@@ -8,12 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Upstream
+from made_upstream import SDIST, WHEEL, Upstream
 from overlay.errors import Exit
 
 from .tool import Place, Truth, demand_same, demand_whole, go, truth
 
-SDIST, WHEEL = "vllm-1.0.tar.gz", "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
 Change = Callable[[Path], object]
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import stamina
 
-from made_upstream import Upstream
+from made_upstream import WHEEL, Upstream
 from overlay.console import Progress
 from overlay.errors import Exit, OverlayError
 from overlay.index import ATTEMPTS, IndexSettings
@@ -20,7 +20,6 @@ from . import bad_server as bad
 from .bad_server import PATIENCE, Act, Script, other, serve, stated, status
 from .tool import finals
 
-WHEEL = "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
 JSON = "application/vnd.pypi.simple.v1+json"
 
 

@@ -19,6 +19,8 @@ import pytest
 
 from made_upstream import (
     IMPL,
+    SDIST,
+    WHEEL,
     Upstream,
     accept_use_irope,
     accepted,
@@ -88,7 +90,7 @@ class Shell:
     ) -> Shell:
         made = cls(upstream, root or upstream.root, variables)
         made.write_shims()
-        stock = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+        stock = upstream.served / WHEEL
         put("uv", official or stock, made.venv)
         return made
 
@@ -255,7 +257,7 @@ def test_what_packagers_do(upstream: Upstream) -> None:
 def test_quilt(upstream: Upstream) -> None:
     shell = Shell.make(upstream, OVERLAY=str(upstream.root), QUILT_PC=".pc")
     (upstream.root / "source").mkdir()
-    archive.unpack(upstream.served / "vllm-1.0.tar.gz", upstream.root / "source")
+    archive.unpack(upstream.served / SDIST, upstream.root / "source")
     cd = {"QUILT_PATCHES": "cd source/vllm-1.0 && QUILT_PATCHES"}
     shell.run("docs/packager.md", "quilt", **cd)
     assert "use_irope" in (upstream.root / "source/vllm-1.0/vllm/attention.py").read_text()

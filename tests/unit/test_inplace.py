@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Ran, Upstream, accept_use_irope, git
+from made_upstream import WHEEL, Ran, Upstream, accept_use_irope, git
 from overlay import inplace, record, site_files, wheel
 from overlay.environment import find_uv
 from overlay.errors import Exit, OverlayError
@@ -46,7 +46,7 @@ def put(installer: str, file: Path, folder: Path) -> Path:
 def environments(templates: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Environments with the official wheel of 1.0, by name of the installer; copied by tests."""
     folder = tmp_path_factory.mktemp("environments")
-    official = templates["patched"] / "served" / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    official = templates["patched"] / "served" / WHEEL
     for installer in ("pip", "uv"):
         put(installer, official, folder / installer)
     return folder
@@ -551,7 +551,7 @@ def test_a_folder_that_this_user_may_not_write(upstream: Upstream, environments:
 def test_the_command_and_what_others_say_then(
     upstream: Upstream, tmp_path: Path, run: Callable[..., Ran]
 ) -> None:
-    official = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    official = upstream.served / WHEEL
     put("pip", official, tmp_path / "venv")
     python = str(tmp_path / "venv/bin/python")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from installer.sources import WheelFile
 
-from made_upstream import Upstream, accept_use_irope, git, package, pin, write_wheel
+from made_upstream import WHEEL, Upstream, accept_use_irope, git, package, pin, write_wheel
 from overlay import record, verify, wheel
 from overlay.errors import Exit, OverlayError
 from overlay.workspace import Workspace
@@ -34,7 +34,7 @@ def contents(path: Path) -> dict[str, bytes]:
 def test_what_changes_and_what_does_not(upstream: Upstream, tmp_path: Path) -> None:
     path = build(upstream, tmp_path / "dist")
     assert path.name == NAME
-    old = contents(upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl")
+    old = contents(upstream.served / WHEEL)
     new = contents(path)
     info = "vllm-1.0+llama4.1.dist-info"
     assert b"use_irope=False" in new["vllm/attention.py"]
@@ -192,7 +192,7 @@ def test_verify_needs_the_lock_of_upstreams_record(upstream: Upstream, tmp_path:
 
 
 def test_verify_refuses_a_foreign_wheel(upstream: Upstream) -> None:
-    stock = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    stock = upstream.served / WHEEL
     with pytest.raises(OverlayError, match="none of this overlay's wheels") as caught:
         verify.verify(upstream.workspace(), stock)
     assert caught.value.status is Exit.USAGE
@@ -238,7 +238,7 @@ def test_new_and_deleted_modules(bare_upstream: Upstream, tmp_path: Path) -> Non
 def test_a_file_that_wheel_and_sdist_disagree_on_is_refused(
     upstream: Upstream, tmp_path: Path
 ) -> None:
-    official = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    official = upstream.served / WHEEL
     repin(upstream, official, {**package("1.0"), "vllm/attention.py": "# other\n"})
     with pytest.raises(OverlayError, match="has other text there than the sdist"):
         build(upstream, tmp_path)
@@ -256,7 +256,7 @@ def repin(upstream: Upstream, path: Path, files: dict[str, str]) -> None:
 def test_members_that_leave_their_root_are_refused(
     upstream: Upstream, tmp_path: Path, name: str
 ) -> None:
-    official = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    official = upstream.served / WHEEL
     repin(upstream, official, {**package("1.0"), name: "x"})
     with pytest.raises(OverlayError, match="leaves its root") as caught:
         build(upstream, tmp_path / "dist")
@@ -284,7 +284,7 @@ def test_a_wheel_damaged_in_the_cache_leaves_nothing_behind(
 def test_a_wheel_whose_record_is_not_the_one_locked_is_not_built(
     upstream: Upstream, tmp_path: Path
 ) -> None:
-    official = upstream.served / "vllm-1.0-cp38-abi3-manylinux1_x86_64.whl"
+    official = upstream.served / WHEEL
     repin(upstream, official, {**package("1.0"), "vllm/more.py": "# another build's\n"})
     with pytest.raises(OverlayError, match="RECORD is not the one locked") as caught:
         build(upstream, tmp_path)
