@@ -41,6 +41,7 @@ def test_json(run: Run) -> None:
         ("Origin: vendor\n", "", "no trailer Origin"),
         ("Signed-off-by: A Tester <tester@example.org>\n", "", "no trailer Signed-off-by"),
         ("Forwarded: no", "Forwarded: maybe", "trailer Forwarded: 'maybe' is not of the form"),
+        ("Forwarded: no", "Forwarded: not-needed", "'not-needed' is not of the form"),
         ("Last-Update: 2026-11-22", "Last-Update: today", "trailer Last-Update"),
         ("Forwarded: no", "Forwarded: no\nReason: none", "unknown trailer Reason"),
         ("[Bugfix] Accept", "Accept", "has no upstream prefix"),

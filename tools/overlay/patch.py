@@ -31,7 +31,7 @@ _PERSON = r"[^<>]+ <[^<>@\s]+@[^<>\s]+>"
 REQUIRED_TRAILERS: Mapping[str, str] = {
     "Origin": r"(upstream|backport|vendor|other)(, .+)?",
     "Bug": _URL,
-    "Forwarded": rf"no|not-needed|{_URL}",
+    "Forwarded": rf"no( \(.+\))?|not-needed \(.+\)|{_URL}",
     "Last-Update": r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])",
     "Signed-off-by": _PERSON,
 }

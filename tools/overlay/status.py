@@ -205,13 +205,15 @@ def suites(rows: Iterable[Row]) -> list[str]:
 
 
 def short(forwarded: str) -> str:
-    """A Forwarded trailer in a word: the number of a pull request, or as it is.
+    """A Forwarded trailer in a word: the number of a pull request, or no reason beside a no.
 
     >>> short("https://github.com/vllm-project/vllm/pull/16212")
     '#16212'
+    >>> short("not-needed (upstream removed the V0 engine in v0.11.0)")
+    'not-needed'
     """
     number = forwarded.rstrip("/").rpartition("/")[2]
-    return f"#{number}" if number.isdigit() else forwarded
+    return f"#{number}" if number.isdigit() else forwarded.partition(" ")[0]
 
 
 def as_json(rows: Iterable[Row], today: date) -> dict[str, object]:
