@@ -26,7 +26,7 @@ from .outcome import SELECTED, Outcome, of_error, without_backend
 MAX_LEN = {"past": tiny_llama4.MAX_LEN, "at": tiny_llama4.CHUNK}
 MODELS = ("llama4", "control")
 LAYERS = tuple(tiny_llama4.LAYERS)
-VARIABLES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
+VARIABLES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND", "_VLLM_USE_V1_DEFAULT")
 
 CONTROL_CONFIG = {**tiny_llama4.LLAMA3_CONFIG, "head_dim": tiny_llama4.HEAD_SIZE}
 """A model that knows nothing of chunks."""
@@ -113,26 +113,24 @@ def write_models(folder: Path) -> None:
 
 def forget_choice() -> None:
     """Have no engine before this one, whose choice a patched release would take back."""
-    name = "vllm.engine.chunked_local_selection"
-    if name in sys.modules:
-        sys.modules[name]._chosen.clear()
+    for name in VARIABLES:
+        os.environ.pop(name, None)
+    selector = importlib.import_module("vllm.attention.selector")
+    if hasattr(selector, "engine_attn_backend"):
+        selector.engine_attn_backend = None
+    selector._cached_get_attn_backend.cache_clear()
 
 
 @contextmanager
 def environment(cell: Cell) -> Iterator[None]:
     """Set the cell's variables and GPU; forget what was chosen before."""
-    selector = importlib.import_module("vllm.attention.selector")
-    selector._cached_get_attn_backend.cache_clear()
     forget_choice()
     fake_cuda.Device.capability = cell.capability
-    for name in VARIABLES:
-        os.environ.pop(name, None)
     os.environ.update(cell.env)
     try:
         yield
     finally:
-        for name in VARIABLES:
-            os.environ.pop(name, None)
+        forget_choice()
 
 
 def engine_config(folder: Path, model: str, cell: Cell) -> Any:

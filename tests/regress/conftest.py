@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -27,8 +26,9 @@ from fail_to_pass import pytest_collection_modifyitems as pytest_collection_modi
 from . import fake_cuda, third_party, tiny_llama4
 from .releases import LLAMA4, installed_release
 
-SELECTION_ENV = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND")
-"""Environment variables that decide on engine and backend; vLLM itself sets the first."""
+SELECTION_ENV = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND", "_VLLM_USE_V1_DEFAULT")
+"""Environment variables that decide on engine and backend; vLLM itself sets the first, and a
+patched one notes in the last that it was not the user."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,10 +68,8 @@ def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.cuda, "get_device_properties", lambda *_, **__: fake_cuda.Device.properties
     )
     selector._cached_get_attn_backend.cache_clear()
-    if importlib.util.find_spec("vllm.engine.chunked_local_selection"):
-        from vllm.engine import chunked_local_selection
-
-        monkeypatch.setattr(chunked_local_selection, "_chosen", {})
+    if hasattr(selector, "engine_attn_backend"):
+        monkeypatch.setattr(selector, "engine_attn_backend", None)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +111,6 @@ def start_engine(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
     def start(env: dict[str, str], **engine_args: Any) -> Any:
         for name, value in env.items():
             monkeypatch.setenv(name, value)
-        return tiny_llama4.engine_config(model_folder, engine_args)
+        return tiny_llama4.engine_config(engine_args.pop("model", model_folder), engine_args)
 
     return start
