@@ -34,7 +34,7 @@ class Impl:
     swallows: frozenset[str] = frozenset()
     """Releases whose stock `__init__` takes any keyword."""
     refuses: frozenset[str] = frozenset()
-    """Releases in which it has to refuse chunked layers, if a sequence can outgrow a chunk."""
+    """Releases that must not start with it if a sequence can outgrow a chunk."""
     no_chunks: frozenset[str] = frozenset()
     """Releases whose chunked layers stock cannot construct with this impl, for another fault."""
 
@@ -353,6 +353,9 @@ SCENARIOS = (
     ),
 )
 
+
+PLUGIN_NOT_TOLD = span("0.10.1", "0.10.2")
+"""Releases whose chunked layers are global, without a word, in V0 impls that are not told of it."""
 
 SAMPLER_IN_MODEL = span("0.8.3", "0.8.4")
 """Releases with Llama 4 whose V1 model runner takes the sampler from the model."""

@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 
 from . import tiny_llama4
-from .expected import IMPLS, NOT_REFUSED_ERROR, Impl, unexpected_keyword
+from .expected import (
+    BY_KEY,
+    IMPLS,
+    NOT_REFUSED_ERROR,
+    PLUGIN_NOT_TOLD,
+    Impl,
+    unexpected_keyword,
+)
 from .releases import LLAMA4, in_order, installed_release
 
 RELEASE = installed_release()
@@ -47,7 +54,7 @@ def no_marks(impl: Impl) -> list[pytest.MarkDecorator]:
 
 
 def must_refuse(impl: Impl) -> list[pytest.MarkDecorator]:
-    """Return the marker for a test that `impl` refuses chunked layers: no stock impl does."""
+    """Return the marker for a test that `impl` is refused: no stock engine refuses it."""
     return [pytest.mark.fail_to_pass(releases=in_order(impl.refuses), raises=NOT_REFUSED_ERROR)]
 
 
@@ -110,9 +117,6 @@ def load(
         stubs(impl.stubs)
         engine = {"VLLM_USE_V1": "0"} if impl.engine == "v0" else {}
         config = start_engine({**engine, **impl.env})
-        if RELEASE in impl.refuses:
-            # Up to there it does not matter what it lacks.
-            config.model_config.max_model_len = tiny_llama4.CHUNK
         return importlib.import_module(impl.module), config
 
     return load_impl
@@ -167,15 +171,34 @@ def test_llama4_layer_constructs_it(
 
 
 @pytest.mark.parametrize("impl", params(REFUSING, NONE_REFUSES, must_refuse))
-def test_refuses_what_it_lacks(impl: Impl, load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Wrong answers are worse than none: the message says what to do instead."""
-    module, config = load(impl)
-    backend = getattr(module, impl.backend)
-    monkeypatch.setattr("vllm.attention.layer.get_attn_backend", lambda *_, **__: backend)
-    config.model_config.max_model_len = tiny_llama4.CHUNK + 1
-    with pytest.raises(ValueError, match=r"FLASH_ATTN or XFORMERS, or max_model_len to 8192"):
-        tiny_llama4.attention_layer(config, tiny_llama4.ROPE_LAYER)
-    tiny_llama4.attention_layer(config, tiny_llama4.NOPE_LAYER)
+def test_refuses_what_it_lacks(impl: Impl, stubs: Any, start_engine: Any) -> None:
+    """Wrong answers are worse than none: the engine does not start, and says what works."""
+    stubs(impl.stubs)
+    env = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": impl.module.rpartition(".")[2].upper()}
+    with pytest.raises(ValueError, match=r"plans the same attention.*VLLM_ATTENTION_BACKEND"):
+        start_engine(env, max_model_len=tiny_llama4.CHUNK + 1)
+    start_engine(env, max_model_len=tiny_llama4.CHUNK)
+
+
+@pytest.mark.fail_to_pass(releases=in_order(PLUGIN_NOT_TOLD), raises=r"AssertionError")
+@pytest.mark.skipif(RELEASE not in PLUGIN_NOT_TOLD, reason=f"{RELEASE} tells all V0 impls or none")
+def test_impl_of_a_plugin(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An impl that takes no `use_irope` gets a layer that says that it is global."""
+    module, config = load(BY_KEY["v0-flash_attn"])
+
+    def init(self: Any, *args: Any) -> None:
+        module.FlashAttentionImpl.__init__(self, *args)
+
+    impl = type("PluginImpl", (module.FlashAttentionImpl,), {"__init__": init})
+    members = {"get_impl_cls": staticmethod(lambda: impl)}
+    backend = type("PluginBackend", (module.FlashAttentionBackend,), members)
+    said: list[str] = []
+    layer = importlib.import_module("vllm.attention.layer")
+    monkeypatch.setattr(layer, "get_attn_backend", lambda *_, **__: backend)
+    monkeypatch.setattr(layer.logger, "warning_once", lambda text, *args: said.append(text % args))
+    made = tiny_llama4.attention_layer(config, tiny_llama4.ROPE_LAYER)
+    assert type(made.attn.impl) is impl
+    assert any("PluginImpl" in text and "global attention" in text for text in said)
 
 
 @pytest.mark.parametrize("impl", params(ABSENT, "all the impls listed exist in this release"))
