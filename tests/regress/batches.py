@@ -41,6 +41,14 @@ class Piece(Generic[R]):
         return [blocks[token // block] * block + token % block for token in tokens]
 
 
+def used_row(blocks: Sequence[int], columns: int) -> list[int]:
+    """Return a row of a block table that former requests had, before it gets these blocks.
+
+    They are not cleared: behind the blocks come the same ones again, and those of others.
+    """
+    return [*blocks, *reversed(blocks), *range(1, columns + 1)][:columns]
+
+
 def metadata(
     module: Any,
     block: int,
@@ -54,7 +62,7 @@ def metadata(
 
     `tables`: prefills come with block tables, as with chunked prefill or a cached prefix.
     `capture_len`: the batch is one for a CUDA graph captured for this length, with `padding` and
-    block tables that have all their `columns`.
+    block tables that have all their `columns`, and were used before.
     """
     prefills = [piece for piece in pieces if piece.is_prefill]
     decodes = [piece for piece in pieces if not piece.is_prefill]
@@ -68,7 +76,8 @@ def metadata(
     width = max(map(len, rows)) if capture_len is None else columns
     table = torch.zeros(len(rows), width, dtype=torch.int32)
     for row, blocks in enumerate(rows):
-        table[row, : len(blocks)] = torch.tensor(blocks)
+        used = blocks if capture_len is None else used_row(blocks, columns)
+        table[row, : len(used)] = torch.tensor(used)
     slots = [slot for piece in pieces for slot in piece.slots(block)] + [-1] * padding
     starts = torch.tensor([0, *query_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     key_starts = torch.tensor([0, *seq_lens], dtype=torch.int32).cumsum(0, dtype=torch.int32)

@@ -417,9 +417,11 @@ HYBRID_OFF_ERROR = r"wrong metadata of chunked layer"
 SPLIT_REFUSES = span("0.10.0", "0.10.0")
 """Releases whose V1 FlashInfer takes no prefill of one token behind a longer one."""
 SPLIT_ERROR = r"AssertionError"
-LAYERS_MAKE_CHUNKS = span("0.10.1", "0.10.2")
-"""Releases whose chunked layers have a metadata builder of their own, and still the V0 engine."""
 BUFFERS_ERROR = r"AssertionError|wrong size for the accumulation"
-"""Of V1 FlashInfer in those, whose buffers have a row for each of `max_num_seqs` requests."""
-FLEX_STALE_BLOCKS = span("0.10.0", "0.10.0")
+"""Of V1 FlashInfer where layers make chunks: it has a row for each of `max_num_seqs` requests."""
+FLEX_STALE_BLOCKS = span("0.9.1", "0.10.1.1")
 """Releases whose V1 FlexAttention reads a block table beyond the end of the sequence."""
+FLEX_STALE_ERROR = r"wrong metadata of (chunked|global) layer"
+
+LAYERS_MAKE_CHUNKS = span("0.10.1", "0.10.2")
+"""Releases whose V1 layers bring a backend of their own that makes the metadata of chunks."""

@@ -1,4 +1,4 @@
-"""Which keys each token of a batch sees: by definition, and as V1's metadata has it."""
+"""Which slots of the KV cache tokens attend to: by definition, and by the metadata of V1."""
 
 from __future__ import annotations
 
@@ -41,6 +41,18 @@ def decode(end: int) -> Request:
     return Request(end - 1, 1, is_prefill=False)
 
 
+BATCHES = {
+    "prompts": [Request(0, MAX_LEN), Request(0, CHUNK)],
+    "decodes": [decode(MAX_LEN), decode(CHUNK), decode(CHUNK + 1), decode(3)],
+    "mixed": [decode(2 * CHUNK + 5), Request(CHUNK - 5, CHUNK + 9), Request(0, CHUNK + 4)],
+    "within-chunk": [decode(5), Request(0, CHUNK)],
+    "last-chunk": [decode(MAX_LEN), Request(3 * CHUNK, BLOCK)],
+}
+
+ONE_TOKEN_PIECE = [decode(2 * CHUNK + 5), Request(CHUNK - 5, 6), Request(CHUNK - 1, CHUNK)]
+"""Prefills of which one token is in a chunk of its own, behind others."""
+
+
 def rows_seen(starts: Any, lengths: Any, table: Any) -> Seen:
     """Read rows of sequences: where their queries start, how many keys, in which blocks."""
     seen = []
@@ -52,6 +64,21 @@ def rows_seen(starts: Any, lengths: Any, table: Any) -> Seen:
         slots = [blocks[key // BLOCK] * BLOCK + key % BLOCK for key in range(length)]
         seen += [slots[: length - queries + 1 + query] for query in range(queries)]
     return seen
+
+
+def paged_seen(metadata: Any) -> Seen:
+    return rows_seen(metadata.query_start_loc, metadata.seq_lens, metadata.block_table)
+
+
+def flex_seen(metadata: Any) -> Seen:
+    """Ask FlexAttention's mask, and order the slots it allows as the sequence has them."""
+    queries = torch.arange(metadata.num_actual_tokens)[:, None]
+    slots = torch.arange(metadata.total_cache_tokens)[None, :]
+    # 0.10.1 keeps no mask.
+    is_kept = getattr(metadata, "mask_mod", None) is not None
+    mask_mod = metadata.mask_mod if is_kept else metadata.get_causal_mask_mod()
+    mask = mask_mod(None, None, queries, slots)
+    return [row.nonzero().flatten().tolist() for row in mask]
 
 
 class Wrapper:
@@ -84,3 +111,19 @@ def flashinfer_seen(metadata: Any) -> Seen:
     """Read the plans as they are when the model runs: decodes come first."""
     wrappers = (metadata.decode_wrapper, metadata.prefill_wrapper)
     return [seen for wrapper in wrappers if wrapper is not None for seen in wrapper.seen]
+
+
+def sdpa_seen(metadata: Any) -> Seen:
+    """Read TorchSDPA's metadata: prefills come first."""
+    seen = []
+    if metadata.num_prefill_tokens:
+        lengths = metadata.kv_start_loc.diff()
+        table = metadata.prefill_block_tables
+        seen += rows_seen(metadata.prefill_query_start_loc, lengths, table)
+        assert int(lengths.max()) == metadata.max_kv_len
+        assert metadata.seq_lens[: len(lengths)] == lengths.tolist()
+    if metadata.num_decode_tokens:
+        lengths = metadata.seq_lens_tensor
+        seen += rows_seen(range(len(lengths) + 1), lengths, metadata.block_tables)
+        assert int(lengths.max()) == metadata.max_decode_seq_len
+    return seen

@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from . import tiny_llama4
+from .batches import used_row
 from .expected import (
     FLEX_STALE_BLOCKS,
+    FLEX_STALE_ERROR,
     HYBRID_OFF_ERROR,
     HYBRID_OFF_IGNORED,
     NOT_REFUSED_ERROR,
@@ -28,16 +30,20 @@ from .expected import (
 )
 from .releases import in_order, installed_release
 from .seen import (
+    BATCHES,
     BLOCK,
     CHUNK,
     MAX_LEN,
+    ONE_TOKEN_PIECE,
     DecodeWrapper,
     PrefillWrapper,
     Request,
     Seen,
     decode,
     flashinfer_seen,
-    rows_seen,
+    flex_seen,
+    paged_seen,
+    sdpa_seen,
 )
 from .third_party import import_untuned
 
@@ -53,7 +59,7 @@ hybrid_off_ignored = pytest.mark.fail_to_pass(
 )
 
 flex_stale_blocks = pytest.mark.fail_to_pass(
-    releases=in_order(FLEX_STALE_BLOCKS), raises=HYBRID_OFF_ERROR
+    releases=in_order(FLEX_STALE_BLOCKS), raises=FLEX_STALE_ERROR
 )
 graph_not_refused = pytest.mark.fail_to_pass(
     releases=in_order(RUNNER_MAKES_CHUNKS), raises=NOT_REFUSED_ERROR
@@ -62,52 +68,6 @@ split_refuses = pytest.mark.fail_to_pass(releases=in_order(SPLIT_REFUSES), raise
 
 Blocks = tuple[list[int], ...]
 """Of one request, for each KV-cache group."""
-
-
-BATCHES = {
-    "prompts": [Request(0, MAX_LEN), Request(0, CHUNK)],
-    "decodes": [decode(MAX_LEN), decode(CHUNK), decode(CHUNK + 1), decode(3)],
-    "mixed": [decode(2 * CHUNK + 5), Request(CHUNK - 5, CHUNK + 9), Request(0, CHUNK + 4)],
-    "within-chunk": [Request(0, CHUNK), decode(5)],
-    "last-chunk": [decode(MAX_LEN), Request(3 * CHUNK, BLOCK)],
-}
-
-LAST_CHUNK = ("prompts", "decodes", "last-chunk")
-"""Those with a sequence that gets into the last chunk, which the block table has not all of."""
-
-ONE_TOKEN_PIECE = [decode(2 * CHUNK + 5), Request(CHUNK - 5, 6), Request(CHUNK - 1, CHUNK)]
-"""Prefills of which one token is in a chunk of its own, behind others."""
-
-
-# What metadata lets tokens see.
-
-
-def paged_seen(metadata: Any) -> Seen:
-    return rows_seen(metadata.query_start_loc, metadata.seq_lens, metadata.block_table)
-
-
-def flex_seen(metadata: Any) -> Seen:
-    """Ask FlexAttention's mask, and order the slots it allows as the sequence has them."""
-    queries = torch.arange(metadata.num_actual_tokens)[:, None]
-    slots = torch.arange(metadata.total_cache_tokens)[None, :]
-    mask = metadata.mask_mod(None, None, queries, slots)
-    return [row.nonzero().flatten().tolist() for row in mask]
-
-
-def sdpa_seen(metadata: Any) -> Seen:
-    """Read TorchSDPA's metadata: prefills come first."""
-    seen = []
-    if metadata.num_prefill_tokens:
-        lengths = metadata.kv_start_loc.diff()
-        table = metadata.prefill_block_tables
-        seen += rows_seen(metadata.prefill_query_start_loc, lengths, table)
-        assert int(lengths.max()) == metadata.max_kv_len
-        assert metadata.seq_lens[: len(lengths)] == lengths.tolist()
-    if metadata.num_decode_tokens:
-        lengths = metadata.seq_lens_tensor
-        seen += rows_seen(range(len(lengths) + 1), lengths, metadata.block_tables)
-        assert int(lengths.max()) == metadata.max_decode_seq_len
-    return seen
 
 
 @dataclass(frozen=True)
@@ -199,6 +159,11 @@ class Engine:
             grammar_bitmask=None,
         )
         self.runner._update_states(step)
+        for row, name in enumerate(self.runner.input_batch.req_ids):
+            tables = self.runner.input_batch.block_table.block_tables
+            for table, own in zip(tables, blocks[int(name)], strict=True):
+                table.add_row(used_row(own, table.max_num_blocks_per_req), row)
+                table.add_row(own, row)
         return self.runner._prepare_inputs(step)[0], blocks
 
     def check(self, requests: list[Request]) -> None:
@@ -307,29 +272,27 @@ def one_token_marks(backend: str, hybrid: bool) -> list[pytest.MarkDecorator]:
     """Return what stock fails of `test_one_token_piece`."""
     if not hybrid:
         return [hybrid_off_ignored]
-    return [split_refuses] if backend == "flashinfer" else []
+    return {"flashinfer": [split_refuses], "flex": [flex_stale_blocks]}.get(backend, [])
+
+
+def stale_marks(backend: str) -> list[pytest.MarkDecorator]:
+    """Return what stock fails whatever the batch: the rows of the block table were used before."""
+    return [flex_stale_blocks] if backend == "flex" else []
+
+
+def backend_param(backend: str) -> Any:
+    return pytest.param(backend, marks=stale_marks(backend))
 
 
 def off_cases() -> list[Any]:
     """Return backends and batches without the hybrid manager, with what stock fails."""
     return [
         pytest.param(
-            backend, batch, marks=[] if batch == "within-chunk" else [hybrid_off_ignored]
-        )
-        for backend in BACKENDS
-        for batch in BATCHES
-    ]  # fmt: skip
-
-
-def on_cases() -> list[Any]:
-    """Return the same with the hybrid manager."""
-    return [
-        pytest.param(
             backend,
             batch,
-            marks=[flex_stale_blocks] if backend == "flex" and batch in LAST_CHUNK else [],
+            marks=stale_marks(backend) if batch == "within-chunk" else [hybrid_off_ignored],
         )
-        for backend in GPU_BACKENDS
+        for backend in BACKENDS
         for batch in BATCHES
     ]
 
@@ -340,7 +303,8 @@ def test_hybrid_off(backend: str, batch: str, new_engine: NewEngine) -> None:
     new_engine(backend, hybrid=False).check(BATCHES[batch])
 
 
-@pytest.mark.parametrize(("backend", "batch"), on_cases())
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("backend", map(backend_param, GPU_BACKENDS))
 def test_hybrid_on(backend: str, batch: str, new_engine: NewEngine) -> None:
     """In groups of their own they had that already."""
     new_engine(backend, hybrid=True).check(BATCHES[batch])
@@ -369,7 +333,7 @@ def test_steps(backend: str, new_engine: NewEngine) -> None:
         engine.check(batch)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", map(backend_param, BACKENDS))
 def test_no_longer_than_a_chunk(backend: str, new_engine: NewEngine) -> None:
     """No sequence outgrows its first chunk, so layers share their metadata as ever."""
     engine = new_engine(backend, hybrid=False, max_len=CHUNK)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from . import kernels, paged, tiny_llama4
+from .batches import used_row
 from .driver import Piece, Request, Shape, check_layer
 from .expected import BY_KEY
 
@@ -28,6 +29,9 @@ STAND_INS: dict[str, dict[str, Any]] = {
 }
 
 
+MAX_REQUESTS = 4
+
+
 def prefill(sequence: Request, length: int) -> Piece:
     return Piece(sequence, length, is_prefill=True)
 
@@ -36,28 +40,10 @@ def decode(sequence: Request) -> Piece:
     return Piece(sequence, 1, is_prefill=False)
 
 
-class Table:
-    """The block table, one object for good, as builders see it."""
-
-    table: torch.Tensor
-    slot_mapping_cpu: torch.Tensor
-    slot_mapping: torch.Tensor
-
-    def fill(self, rows: Sequence[Sequence[int]], columns: int, slots: Sequence[int]) -> None:
-        self.table = torch.zeros(len(rows), columns, dtype=torch.int32)
-        for row, blocks in zip(self.table, rows, strict=True):
-            row[: len(blocks)] = torch.tensor(blocks)
-        self.slot_mapping_cpu = int32(slots)
-        self.slot_mapping = torch.zeros(len(slots), dtype=torch.int64)
-
-    def get_device_tensor(self) -> torch.Tensor:
-        return self.table
-
-
 class InputBatch:
     """The requests of a step, in the order that the builder wants them in."""
 
-    def __init__(self, pieces: Sequence[Piece], block_table: Table) -> None:
+    def __init__(self, pieces: Sequence[Piece], block_table: Any) -> None:
         self.pieces, self.block_table = list(pieces), block_table
 
     @property
@@ -78,7 +64,9 @@ def int32(values: Sequence[int]) -> torch.Tensor:
 
 def called_with(function: Callable[..., Any], **known: Any) -> Any:
     """Call `function` with those of the known arguments that it takes in this release."""
-    return function(**{name: known[name] for name in inspect.signature(function).parameters})
+    parameters = inspect.signature(function).parameters.values()
+    wanted = [it.name for it in parameters if it.name in known or it.default is it.empty]
+    return function(**{name: known[name] for name in wanted})
 
 
 @dataclass
@@ -94,7 +82,6 @@ class Engine:
     layers: list[Any] = field(default_factory=list)
     caches: list[torch.Tensor] = field(default_factory=list)
     free_blocks: list[int] = field(default_factory=list)
-    table: Table = field(default_factory=Table)
 
     def __post_init__(self) -> None:
         model, shape = self.config.model_config, self.shape
@@ -118,7 +105,32 @@ class Engine:
     @property
     def total_blocks(self) -> int:
         # Block 0 is what padding points to.
-        return 4 * self.shape.columns + 1
+        return MAX_REQUESTS * self.shape.columns + 1
+
+    @functools.cached_property
+    def table(self) -> Any:
+        """The release's own block table, one object for good, as builders see it."""
+        return called_with(
+            importlib.import_module("vllm.v1.worker.block_table").BlockTable,
+            max_num_reqs=MAX_REQUESTS,
+            max_num_blocks_per_req=self.shape.columns,
+            max_num_batched_tokens=MAX_REQUESTS * self.shape.max_len,
+            pin_memory=False,
+            device=torch.device("cpu"),
+        )
+
+    def fill_table(self, pieces: Sequence[Piece]) -> None:
+        """Give each request a row of the table that former requests have used."""
+        for row, piece in enumerate(pieces):
+            blocks = piece.sequence.blocks[: -(-piece.end // self.shape.block)]
+            self.table.add_row(used_row(blocks, self.shape.columns), row)
+            self.table.add_row(blocks, row)
+        self.table.commit(len(pieces))
+        slots = int32([slot for piece in pieces for slot in piece.slots(self.shape.block)])
+        # In 0.8.5 they are the runner's.
+        self.runner.slot_mapping_cpu = slots
+        if hasattr(self.table, "slot_mapping_cpu"):
+            self.table.slot_mapping_cpu[: len(slots)] = slots
 
     def normal(self, *size: int) -> torch.Tensor:
         return torch.randn(size, generator=self.random)
@@ -211,9 +223,7 @@ class Engine:
         batch = InputBatch(pieces, self.table)
         lens = {str(id(piece)): piece.length for piece in pieces}
         self.builder.reorder_batch(batch, SimpleNamespace(num_scheduled_tokens=lens))
-        rows = [piece.sequence.blocks for piece in batch.pieces]
-        slots = [slot for piece in batch.pieces for slot in piece.slots(self.shape.block)]
-        self.table.fill(rows, self.shape.columns, slots)
+        self.fill_table(batch.pieces)
         return batch
 
     def metadata(self, batch: InputBatch, common_prefix_len: int) -> Any:
@@ -226,7 +236,6 @@ class Engine:
             query_start_loc_cpu=starts,
             seq_lens_np=seq_lens.numpy(),
             seq_lens_cpu=seq_lens,
-            slot_mapping_cpu=self.table.slot_mapping_cpu,
             input_batch=batch,
         )
         common = {
