@@ -100,7 +100,6 @@ class Case:
             prompts,
             new_tokens,
             args,
-            self.is_multimodal,
             self.is_cached,
             self.has_prompt_logprobs,
         )

@@ -30,8 +30,6 @@ class Settings:
     """How many tokens each prompt is continued by, greedily."""
     engine_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of `vllm.LLM` beside the common ones below."""
-    is_multimodal: bool = True
-    """Whether the checkpoint is the multimodal model."""
     is_cached: bool = False
     """Whether the prompts are run once before, for their KV cache to be found again."""
     has_prompt_logprobs: bool = True
@@ -85,16 +83,6 @@ COMMON: dict[str, Any] = {
 }
 
 
-def register_text_model() -> None:
-    """Most releases have the text model but not its name; vLLM takes it as an out-of-tree one."""
-    from vllm import ModelRegistry
-
-    if "Llama4ForCausalLM" not in ModelRegistry.get_supported_archs():
-        from vllm.model_executor.models.llama4 import Llama4ForCausalLM
-
-        ModelRegistry.register_model("Llama4ForCausalLM", Llama4ForCausalLM)
-
-
 def backend_of() -> str:
     """Name the module and class of the impl that an attention layer in this process has."""
     import gc
@@ -112,8 +100,6 @@ def run(settings: Settings) -> Answers:
     import vllm
     from vllm import LLM, SamplingParams
 
-    if not settings.is_multimodal:
-        register_text_model()
     llm = LLM(settings.model, **{**COMMON, **settings.engine_args})
     sampling = SamplingParams(
         temperature=0.0,

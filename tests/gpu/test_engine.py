@@ -38,7 +38,9 @@ SPECULATIVE_RELEASES = span("0.8.3", "0.9.2")
 WRONG = r"wrong answers: "
 
 chunks_ignored = pytest.mark.fail_to_pass(
-    releases=in_order(CHUNKS_IGNORED), raises=f"{WRONG}|{KEYWORD_MISSING_ERROR}"
+    # Stock 0.8.4 to 0.10.0 run Transformers' text model, which need not start everywhere.
+    releases=in_order(CHUNKS_IGNORED),
+    raises=f"{WRONG}|engine died: |{KEYWORD_MISSING_ERROR}",
 )
 sampler_missing = pytest.mark.fail_to_pass(releases=["0.8.3"], raises=r"AttributeError: .*sampler")
 

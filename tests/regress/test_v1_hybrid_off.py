@@ -23,7 +23,6 @@ from .expected import (
     FLEX_STALE_ERROR,
     HYBRID_OFF_ERROR,
     HYBRID_OFF_IGNORED,
-    NOT_REFUSED_ERROR,
     RUNNER_MAKES_CHUNKS,
     SPLIT_ERROR,
     SPLIT_REFUSES,
@@ -60,9 +59,6 @@ hybrid_off_ignored = pytest.mark.fail_to_pass(
 
 flex_stale_blocks = pytest.mark.fail_to_pass(
     releases=in_order(FLEX_STALE_BLOCKS), raises=FLEX_STALE_ERROR
-)
-graph_not_refused = pytest.mark.fail_to_pass(
-    releases=in_order(RUNNER_MAKES_CHUNKS), raises=NOT_REFUSED_ERROR
 )
 split_refuses = pytest.mark.fail_to_pass(releases=in_order(SPLIT_REFUSES), raises=SPLIT_ERROR)
 
@@ -195,9 +191,7 @@ def new_engine(
 ) -> NewEngine:
     """Return a function that gives an engine, by backend, with the hybrid manager or without."""
 
-    def new(
-        backend_name: str, hybrid: bool, max_len: int = MAX_LEN, full_graph: bool = False
-    ) -> Engine:
+    def new(backend_name: str, hybrid: bool, max_len: int = MAX_LEN) -> Engine:
         backend = BACKENDS[backend_name]
         is_cpu = backend_name == "cpu"
         stubs(backend.stubs)
@@ -208,7 +202,6 @@ def new_engine(
         config.model_config.attention_chunk_size = CHUNK
         config.model_config.max_model_len = max_len
         config.cache_config.block_size = BLOCK
-        config.compilation_config.full_cuda_graph = full_graph
         worker = import_untuned("vllm.v1.worker.gpu_model_runner")
         module = importlib.import_module(f"vllm.v1.attention.backends.{backend.module}")
         stand_in(module, backend_name, monkeypatch)
@@ -340,15 +333,3 @@ def test_no_longer_than_a_chunk(backend: str, new_engine: NewEngine) -> None:
     metadata, _ = engine.prepare([Request(0, CHUNK)])
     assert len({id(of_layer) for of_layer in metadata.values()}) == 1
     engine.check([decode(CHUNK), Request(3, 4)])
-
-
-@graph_not_refused
-@pytest.mark.parametrize("hybrid", [False, True])
-def test_full_graph_is_refused(hybrid: bool, new_engine: NewEngine) -> None:
-    """A graph reads the metadata that it was captured with, and that is of global attention."""
-    with pytest.raises(ValueError, match=r"Turn off CompilationConfig.full_cuda_graph or set"):
-        new_engine("triton", hybrid, full_graph=True)
-
-
-def test_full_graph_within_a_chunk(new_engine: NewEngine) -> None:
-    new_engine("triton", hybrid=False, max_len=CHUNK, full_graph=True).check([decode(CHUNK)])
