@@ -157,9 +157,9 @@ class Engine:
         self.runner._update_states(step)
         for row, name in enumerate(self.runner.input_batch.req_ids):
             tables = self.runner.input_batch.block_table.block_tables
-            for table, own in zip(tables, blocks[int(name)], strict=True):
-                table.add_row(used_row(own, table.max_num_blocks_per_req), row)
-                table.add_row(own, row)
+            for table, of_group in zip(tables, blocks[int(name)], strict=True):
+                table.add_row(used_row(of_group, table.max_num_blocks_per_req), row)
+                table.add_row(of_group, row)
         return self.runner._prepare_inputs(step)[0], blocks
 
     def check(self, requests: list[Request]) -> None:
