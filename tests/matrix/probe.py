@@ -26,7 +26,6 @@ from .outcome import SELECTED, Outcome, of_error, without_backend
 MAX_LEN = {"past": tiny_llama4.MAX_LEN, "at": tiny_llama4.CHUNK}
 MODELS = ("llama4", "control")
 LAYERS = tuple(tiny_llama4.LAYERS)
-VARIABLES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND", "_VLLM_USE_V1_DEFAULT")
 
 CONTROL_CONFIG = {**tiny_llama4.LLAMA3_CONFIG, "head_dim": tiny_llama4.HEAD_SIZE}
 """A model that knows nothing of chunks."""
@@ -111,26 +110,16 @@ def write_models(folder: Path) -> None:
     tiny_llama4.register_in_process("LlamaForCausalLM", models + "llama")
 
 
-def forget_choice() -> None:
-    """Have no engine before this one, whose choice a patched release would take back."""
-    for name in VARIABLES:
-        os.environ.pop(name, None)
-    selector = importlib.import_module("vllm.attention.selector")
-    if hasattr(selector, "engine_attn_backend"):
-        selector.engine_attn_backend = None
-    selector._cached_get_attn_backend.cache_clear()
-
-
 @contextmanager
 def environment(cell: Cell) -> Iterator[None]:
     """Set the cell's variables and GPU; forget what was chosen before."""
-    forget_choice()
+    tiny_llama4.forget_engines()
     fake_cuda.Device.capability = cell.capability
     os.environ.update(cell.env)
     try:
         yield
     finally:
-        forget_choice()
+        tiny_llama4.forget_engines()
 
 
 def engine_config(folder: Path, model: str, cell: Cell) -> Any:

@@ -98,7 +98,7 @@ class LayerEngine(Engine):
             dtype=torch.uint8 if self.kv_dtype in kernels.FORMATS else torch.float32,
             use_mla=False,
             sliding_window=None,
-            attention_chunk_size=None,
+            attention_chunk_size=shape.chunk,
         )
         return v1_driver.called_with(
             own.get_builder_cls(),

@@ -26,10 +26,6 @@ from fail_to_pass import pytest_collection_modifyitems as pytest_collection_modi
 from . import fake_cuda, third_party, tiny_llama4
 from .releases import LLAMA4, installed_release
 
-SELECTION_ENV = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND", "_VLLM_USE_V1_DEFAULT")
-"""Environment variables that decide on engine and backend; vLLM itself sets the first, and a
-patched one notes in the last that it was not the user."""
-
 
 def pytest_configure(config: pytest.Config) -> None:
     fail_to_pass.add_marker(config)
@@ -54,7 +50,7 @@ def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start each test with nothing forced and nothing remembered of other tests' choices."""
     from vllm.attention import selector
 
-    for name in SELECTION_ENV:
+    for name in tiny_llama4.SELECTION_ENV:
         # Set first: only then is what the test, or vLLM, puts there removed afterwards.
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

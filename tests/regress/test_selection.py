@@ -25,7 +25,6 @@ RELEASE = installed_release()
 WITH_V0 = span("0.8.3", "0.10.2")
 """Releases with Llama 4 in which there is something to select."""
 
-NAMES = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND", "_VLLM_USE_V1_DEFAULT")
 V0_XFORMERS = (False, "XFormersImpl")
 V1_TRITON = (True, "TritonAttentionImpl")
 V1_FLEX = (True, "FlexAttentionImpl")
@@ -146,10 +145,9 @@ def test_llama4(
         with pytest.raises(ValueError, match=case.message):
             start_engine(case.env, **args)
         return
-    before = {name: os.environ.get(name) for name in NAMES} | case.env
     config = start_engine(case.env, **args)
     assert choice(config) == (case.v1 if RELEASE in case.where else V0_XFORMERS)
-    assert os.environ.get("VLLM_ATTENTION_BACKEND") == before["VLLM_ATTENTION_BACKEND"]
+    assert os.environ.get("VLLM_ATTENTION_BACKEND") == case.env.get("VLLM_ATTENTION_BACKEND")
 
 
 def choice(config: Any) -> tuple[bool, str]:
@@ -252,16 +250,6 @@ def start_in_child(name: str, folder: Path) -> tuple[Any, ...]:
         return start(name, folder)
 
 
-def forget_everything() -> None:
-    """Make this process as one in which no engine was started."""
-    for name in NAMES:
-        os.environ.pop(name, None)
-    selector = importlib.import_module("vllm.attention.selector")
-    if hasattr(selector, "engine_attn_backend"):
-        selector.engine_attn_backend = None
-    selector._cached_get_attn_backend.cache_clear()
-
-
 ORDERS = [
     (first, second)
     for first in ENGINES
@@ -290,7 +278,7 @@ def orders() -> list[Any]:
 def test_two_engines(first: str, second: str, tmp_path: Path) -> None:
     """An engine sees nothing of the one before."""
     alone = start(second, tmp_path / second)
-    forget_everything()
+    tiny_llama4.forget_engines()
     start(first, tmp_path / first)
     assert start(second, tmp_path / second) == alone
 
@@ -303,7 +291,7 @@ def test_two_engines(first: str, second: str, tmp_path: Path) -> None:
 def test_engine_in_child(first: str, second: str, tmp_path: Path) -> None:
     """Nor does an engine in a process that has inherited the environment."""
     alone = start(second, tmp_path / second)
-    forget_everything()
+    tiny_llama4.forget_engines()
     start(first, tmp_path / first)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert pool.apply(start_in_child, (second, tmp_path / second)) == alone

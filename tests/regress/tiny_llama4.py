@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,6 +88,21 @@ LLAMA3_CONFIG: dict[str, Any] = {
     "max_position_embeddings": MAX_LEN,
 }
 """For 0.8.2, which has no Llama 4, so that its impls are constructed under some model too."""
+
+
+SELECTION_ENV = ("VLLM_USE_V1", "VLLM_ATTENTION_BACKEND", "_VLLM_USE_V1_DEFAULT")
+"""What decides on engine and backend. vLLM itself sets the first; a patched one notes in the last
+that the user did not."""
+
+
+def forget_engines() -> None:
+    """Make this process one in which nothing is set and no engine was started."""
+    for name in SELECTION_ENV:
+        os.environ.pop(name, None)
+    selector = importlib.import_module("vllm.attention.selector")
+    if hasattr(selector, "engine_attn_backend"):
+        setattr(selector, "engine_attn_backend", None)  # noqa: B010
+    selector._cached_get_attn_backend.cache_clear()
 
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> Path:
