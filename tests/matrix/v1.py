@@ -111,9 +111,7 @@ class LayerEngine(Engine):
     def reordered(self, pieces: Sequence[Piece]) -> v1_driver.InputBatch:
         """Return the batch with decodes first, as every builder of these releases wants it."""
         batch = v1_driver.InputBatch(sorted(pieces, key=lambda piece: piece.length), self.table)
-        rows = [piece.sequence.blocks for piece in batch.pieces]
-        slots = [slot for piece in batch.pieces for slot in piece.slots(self.shape.block)]
-        self.table.fill(rows, self.shape.columns, slots)
+        self.fill_table(batch.pieces)
         return batch
 
     def metadata(self, batch: v1_driver.InputBatch, common_prefix_len: int) -> list[Any]:
@@ -143,8 +141,8 @@ class LayerEngine(Engine):
             num_actual_tokens=sum(query_lens),
             max_query_len=max(query_lens),
             max_seq_len=int(seq_lens.max()),
-            block_table_tensor=self.table.table,
-            slot_mapping=self.table.slot_mapping_cpu.long(),
+            block_table_tensor=self.table.get_device_tensor()[: len(batch.pieces)],
+            slot_mapping=self.runner.slot_mapping_cpu.long(),
             causal=True,
             logits_indices_padded=None,
             num_logits_indices=None,

@@ -112,6 +112,7 @@ class Engine:
         """The release's own block table, one object for good, as builders see it."""
         return called_with(
             importlib.import_module("vllm.v1.worker.block_table").BlockTable,
+            block_size=self.shape.block,
             max_num_reqs=MAX_REQUESTS,
             max_num_blocks_per_req=self.shape.columns,
             max_num_batched_tokens=MAX_REQUESTS * self.shape.max_len,
@@ -125,7 +126,9 @@ class Engine:
             blocks = piece.sequence.blocks[: -(-piece.end // self.shape.block)]
             self.table.add_row(used_row(blocks, self.shape.columns), row)
             self.table.add_row(blocks, row)
-        self.table.commit(len(pieces))
+        # Since 0.10.0 in two parts.
+        commit = getattr(self.table, "commit_block_table", None) or self.table.commit
+        commit(len(pieces))
         slots = int32([slot for piece in pieces for slot in piece.slots(self.shape.block)])
         # In 0.8.5 they are the runner's.
         self.runner.slot_mapping_cpu = slots
