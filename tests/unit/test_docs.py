@@ -264,7 +264,7 @@ def test_quilt(upstream: Upstream) -> None:
 
 
 SUBJECTS = {
-    "engine-selection": "[Core] Select an engine and a backend with chunked local attention",
+    "engine-selection": "[Core] Select engine and backend for chunked local attention together",
     "v1-flex-local": "[Bugfix] Chunked local attention in V1 FlexAttention",
 }
 
