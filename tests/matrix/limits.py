@@ -82,6 +82,12 @@ LIMITS = (
         dtypes=frozenset({"float32"}),
     ),
     Limit(
+        frozenset({"v1.xformers.XFormersAttentionImpl"}),
+        "No operator found for `memory_efficient_attention_forward`",
+        "xformers/ops/fmha, triton_splitk.py and flash.py, which alone take decodes' paged bias",
+        capabilities=below((8, 0)),
+    ),
+    Limit(
         frozenset({"v1.triton_attn.TritonAttentionImpl"}),
         "type fp8e4nv not supported in this architecture",
         "vllm issues 7714 and 26431; triton python/triton/language/semantic.py",

@@ -175,10 +175,11 @@ def test_fp8_cache(new_driver: NewDriver) -> None:
 @chunks_ignored
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_layers_of_the_model(
-    backend: str, new_driver: NewDriver, monkeypatch: pytest.MonkeyPatch
+    backend: str, start_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same with impls that `llama4.py` and the attention layer construct."""
-    monkeypatch.setenv("VLLM_ATTENTION_BACKEND", backend.upper())
+    config = start_engine({"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": backend.upper()})
+    module = kernels.stand_in(monkeypatch, backend)
     shape = dataclasses.replace(
         SHAPE,
         heads=tiny_llama4.HEADS,
@@ -186,7 +187,7 @@ def test_layers_of_the_model(
         head_size=tiny_llama4.HEAD_SIZE,
     )
     layers = (tiny_llama4.ROPE_LAYER, tiny_llama4.NOPE_LAYER, tiny_llama4.ROPE_LAYER + 1)
-    driver = new_driver(backend, shape, kinds=(True, False, True), model_layers=layers)
+    driver = Driver(module, config, shape, kinds=(True, False, True), model_layers=layers)
     sequence = driver.sequence(SHAPE.max_len)
     driver.step([Piece(sequence, 2 * SHAPE.chunk + 1, is_prefill=True)], tables=False)
     driver.step([Piece(sequence, 1, is_prefill=False)], tables=True)
