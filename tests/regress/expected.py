@@ -263,9 +263,6 @@ class Scenario:
         }
 
 
-SPLIT_FAILS = span("0.10.1", "0.10.2")
-"""Releases whose V1 FlashInfer dies where a chunk boundary leaves one token of a prompt."""
-
 SCENARIOS = (
     Scenario(
         "turing",
@@ -324,7 +321,7 @@ SCENARIOS = (
             (span("0.8.3", "0.8.4"), "v0-flashinfer"),
             (span("0.8.5"), "v1-flashinfer"),
         ),
-        within_chunk=span("0.8.3", "0.8.4") | SPLIT_FAILS,
+        within_chunk=span("0.8.3", "0.8.4"),
     ),
     Scenario(
         "env-flex-attention",
