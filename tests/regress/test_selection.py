@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -322,6 +323,42 @@ def test_user_sets_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("VLLM_ATTENTION_BACKEND", "XFORMERS")
     use_v1, backend, *_ = start("llama3", tmp_path / "llama3")
     assert (use_v1, backend) == (False, "vllm.attention.backends.xformers.XFormersBackend")
+
+
+def scales_kv_cache(name: str) -> bool:
+    """Return whether attention layers get a method that refuses a KV cache of fp8_e5m2."""
+    layers = importlib.import_module("vllm.model_executor.layers.quantization")
+    kv_cache = importlib.import_module("vllm.model_executor.layers.quantization.kv_cache")
+    attention = importlib.import_module("vllm.attention.layer").Attention
+    config_cls = layers.get_quantization_config(name)
+    # Of a layer, its class alone is looked at; of a config, that it leaves no layer out.
+    layer = attention.__new__(attention)
+    torch.nn.Module.__init__(layer)
+    config = MagicMock(
+        quant_config={"exclude": []},
+        ignore=[],
+        exclude_modules=[],
+        packed_modules_mapping={},
+        kv_cache_scheme=None,
+        kv_cache_config=None,
+    )
+    try:
+        method = config_cls.get_quant_method(config, layer, "model.layers.0.self_attn.attn")
+    except NotImplementedError:
+        return False
+    return isinstance(method, kv_cache.BaseKVCacheMethod)
+
+
+@pytest.mark.fail_to_pass(releases=in_order(WITH_V0), raises=r"ModuleNotFoundError")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+def test_quantizations_with_kv_cache_scales() -> None:
+    """The list is right for each quantisation that the release has."""
+    selection = importlib.import_module("vllm.engine.chunked_local_selection")
+    methods = importlib.import_module(
+        "vllm.model_executor.layers.quantization"
+    ).QUANTIZATION_METHODS
+    found = {name for name in methods if scales_kv_cache(name)}
+    assert found == set(selection.KV_CACHE_QUANTIZATIONS) & set(methods)
 
 
 @pytest.mark.parametrize("kv_cache_dtype", ["auto", "fp8"])
