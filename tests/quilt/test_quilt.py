@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -91,7 +92,10 @@ def test_what_quilt_refreshes_is_canonical_after_normalize(tmp_path: Path) -> No
     (made,) = normalize.normalize(workspace, [path])
     assert (made.new, made.problems) == (canonical, ())
 
-    changed = source / quilt(source, patches, series, "files").split()[-1]
+    # In a file that the patch makes, a line more brings no context with it.
+    made_files = re.findall(r"^--- /dev/null\n\+\+\+ b/(.*)$", canonical.decode(), re.MULTILINE)
+    assert made_files[-1] in quilt(source, patches, series, "files").split()
+    changed = source / made_files[-1]
     changed.write_text(changed.read_text() + "# By hand.\n")
     quilt(source, patches, series, "refresh", "-p", "ab", "--no-timestamps", "--no-index")
     (made,) = normalize.normalize(workspace, [path])
