@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass, replace
 
+from regress.releases import RELEASES, installed_release, span
+
 from .cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES, LENGTHS, Cell
 from .outcome import CRASH, WRONG, Outcome
 
@@ -15,6 +17,14 @@ E4M3 = frozenset({"fp8"})
 FLASH_ATTN = frozenset({"flash_attn.FlashAttentionImpl", "v1.flash_attn.FlashAttentionImpl"})
 FLASHINFER = frozenset({"flashinfer.FlashInferImpl", "v1.flashinfer.FlashInferImpl"})
 XFORMERS = frozenset({"xformers.XFormersImpl"})
+
+
+NO_CODE = {
+    (10, 0): span("0.8.3", "0.8.5.post1"),
+    (12, 0): span("0.8.3", "0.9.1"),
+}
+"""Releases whose FlashAttention 2 has no code for a capability: 8.0 and 9.0 up to 0.8.5.post1, and
+10.0 from 0.9.0 on; from 0.9.2 on it has PTX of 8.0, which serves all that is newer."""
 
 
 def below(capability: tuple[int, int]) -> frozenset[tuple[int, int]]:
@@ -34,6 +44,7 @@ class Limit:
     kv_cache_dtypes: frozenset[str] = frozenset(KV_CACHE_DTYPES)
     dtypes: frozenset[str] = frozenset(DTYPES)
     lengths: frozenset[str] = frozenset(LENGTHS)
+    releases: frozenset[str] = frozenset(RELEASES)
     constructed_only: bool = False
     """What was computed is known better."""
 
@@ -45,6 +56,7 @@ class Limit:
             and cell.kv_cache_dtype in self.kv_cache_dtypes
             and dtype in self.dtypes
             and cell.row.length in self.lengths
+            and installed_release() in self.releases
             and not (self.constructed_only and outcome.basis == "measured")
         )
 
@@ -61,6 +73,16 @@ LIMITS = (
         "FlashAttention only supports Ampere GPUs or newer.",
         "flash-attention csrc/flash_attn/flash_api.cpp, mha_varlen_fwd",
         capabilities=below((8, 0)),
+    ),
+    *(
+        Limit(
+            FLASH_ATTN,
+            "no kernel image is available for execution on the device",
+            "the fat binary vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so of the official wheel",
+            capabilities=frozenset({capability}),
+            releases=releases,
+        )
+        for capability, releases in NO_CODE.items()
     ),
     Limit(
         FLASH_ATTN,
