@@ -48,8 +48,6 @@ def pytest_report_header() -> list[str]:
 @pytest.fixture(autouse=True)
 def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start each test with nothing forced and nothing remembered of other tests' choices."""
-    from vllm.attention import selector
-
     for name in tiny_llama4.SELECTION_ENV:
         # Set first: only then is what the test, or vLLM, puts there removed afterwards.
         monkeypatch.setenv(name, "")
@@ -63,9 +61,7 @@ def _clean_selection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda *_, **__: fake_cuda.Device.properties
     )
-    selector._cached_get_attn_backend.cache_clear()
-    if hasattr(selector, "engine_attn_backend"):
-        monkeypatch.setattr(selector, "engine_attn_backend", None)
+    tiny_llama4.forget_engines()
 
 
 @pytest.fixture(scope="module")
