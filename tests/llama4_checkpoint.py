@@ -82,6 +82,9 @@ def randomise(model: Any) -> None:
             weight.data.copy_(0.12 * torch.randn_like(weight[0]))
         elif name.endswith(("q_proj.weight", "k_proj.weight")):
             weight.data.mul_(2)
+        elif "multi_modal_projector" in name:
+            # An image is worth as much as a word.
+            weight.data.mul_(8)
 
 
 def write(folder: Path, multimodal: bool) -> Path:
@@ -125,6 +128,7 @@ def _write_processor(folder: Path) -> None:
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
+        additional_special_tokens=_SPECIAL[4:],
     )
     Llama4Processor(
         image_processor=Llama4ImageProcessorFast(size={"height": 28, "width": 28}),

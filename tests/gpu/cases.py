@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from llama4_checkpoint import CHUNK, VOCAB
+from regress.releases import RELEASES, span
 
-from .engine import Settings
+from .engine import IMAGE_TOKEN, Settings
+from .reference import EightBits
 
 NEW_TOKENS = 64
 PROMPT_LENGTHS = (40, CHUNK, CHUNK + 1, 150, 250)
 """Below, at, one past and several times the chunk; each outgrows at least one chunk later."""
+SOME_ARE_SHORT = (64, 23, 64, 41, 64)
+"""Tokens for which some prompts end while others step over a boundary."""
+IMAGE_SIDE = 56
+"""Pixels: four tiles and one of the whole image."""
 
 V0_XFORMERS = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "XFORMERS"}
 V0_FLASH = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}
-V1_TRITON = {
-    "VLLM_USE_V1": "1",
-    "VLLM_ATTENTION_BACKEND": "TRITON_ATTN_VLLM_V1",
-    # It borrows FlashAttention's metadata builder, which for version 3 plans what Triton lacks.
-    "VLLM_FLASH_ATTN_VERSION": "2",
-}
 
 EAGER = {"enforce_eager": True}
 CHUNKED_PREFILL = {"enable_chunked_prefill": True, "max_num_batched_tokens": 96}
@@ -39,6 +40,42 @@ NGRAM = {
     }
 }
 
+SMALL = {
+    "max_model_len": 512,
+    "max_num_seqs": 8,
+    "gpu_memory_utilization": 0.12,
+    "disable_log_stats": True,
+    "seed": 0,
+}
+"""What leaves room for other engines on the GPU, and captures few graphs. All else is as it comes."""
+FIXED = {
+    **SMALL,
+    "dtype": "float16",
+    "block_size": 16,
+    "num_gpu_blocks_override": 512,
+    "enable_prefix_caching": False,
+}
+"""With prompts computed anew, whose log-probabilities V1 gives then too."""
+
+
+class Checkpoint(Enum):
+    """Which of the tiny checkpoints."""
+
+    IMAGES = "images"
+    """`Llama4ForConditionalGeneration`, as the released models."""
+    TEXT = "text"
+    """`Llama4ForCausalLM`."""
+    AWQ = "awq"
+    """`Llama4ForCausalLM` with experts of 4 bits."""
+
+
+class Images(Enum):
+    """What `limit_mm_per_prompt` says, and whether prompts have an image."""
+
+    ALLOWED = "allowed"
+    OFF = "off"
+    SHOWN = "shown"
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -46,14 +83,14 @@ class Bound:
 
     distance: float
     """Largest difference of a token's log-probability."""
-    agreement: int
-    """Generated tokens, of 320, that are the reference's greedy choice."""
+    misses: int
+    """How many generated tokens need not be the reference's greedy choice, of 320."""
 
 
-FP16 = Bound(0.3, 315)
-FP8 = Bound(6.0, 180)
-"""A cache of 8 bits costs this model, whose attention is so pointed, that much: some 2 to 4, and a
-quarter of the tokens. Global attention costs 9 to 12, and nearly all of them."""
+EXACT = Bound(0.3, 5)
+EIGHT_BITS = Bound(0.5, 20)
+"""From a reference that reads the same format. Values on the edge of two of its steps are rounded
+either way, as the engine computes in 16 bits, and attention of this model is pointed."""
 
 
 @dataclass(frozen=True)
@@ -61,27 +98,36 @@ class Case:
     """One engine."""
 
     name: str
-    env: Mapping[str, str]
+    env: Mapping[str, str] = field(default_factory=dict)
     engine_args: Mapping[str, Any] = field(default_factory=dict)
-    bound: Bound = FP16
-    is_multimodal: bool = True
+    bound: Bound = EXACT
+    checkpoint: Checkpoint = Checkpoint.IMAGES
+    images: Images = Images.OFF
+    base: Mapping[str, Any] = field(default_factory=lambda: FIXED)
+    """Arguments that `engine_args` add to."""
+    cache: EightBits | None = None
     is_cached: bool = False
     has_prompt_logprobs: bool = True
+    new_tokens: tuple[int, ...] = ()
+    """How many tokens each prompt is continued by, if not by as many as the others."""
     gpus: int = 1
+    releases: frozenset[str] = frozenset(RELEASES)
+    wrong_on_stock: frozenset[str] = frozenset()
+    """Releases of which the stock wheel answers wrong, or dies."""
 
     @property
     def backend(self) -> str:
         """A part of the module name of the impl that must have served it."""
-        return {
-            "XFORMERS": "backends.xformers",
-            "FLASH_ATTN": "backends.flash_attn",
-            "TRITON_ATTN_VLLM_V1": "backends.triton_attn",
-            None: "",
-        }[self.env.get("VLLM_ATTENTION_BACKEND")]
+        name = self.env.get("VLLM_ATTENTION_BACKEND")
+        return BACKEND_MODULES[name] if name else ""
 
     @property
     def max_len(self) -> int:
-        return int(self.engine_args.get("max_model_len", 512))
+        return int({**self.base, **self.engine_args}["max_model_len"])
+
+    @property
+    def image_side(self) -> int:
+        return IMAGE_SIDE if self.images is Images.SHOWN else 0
 
     def settings(self, model: Path) -> Settings:
         """Prompts of random tokens, the same for every engine of one maximum length."""
@@ -90,61 +136,73 @@ class Case:
         lengths = PROMPT_LENGTHS if room >= max(PROMPT_LENGTHS) else (5, 10, 20, 30, 40)
         new_tokens = min(NEW_TOKENS, self.max_len - max(lengths))
         prompts = [torch.randint(10, VOCAB, (n,), generator=random).tolist() for n in lengths]
-        args: dict[str, Any] = dict(self.engine_args)
-        if self.is_multimodal:
+        args: dict[str, Any] = {**self.base, **self.engine_args}
+        if self.checkpoint is Checkpoint.IMAGES and self.images is Images.OFF:
             args["limit_mm_per_prompt"] = {"image": 0}
+        if self.images is Images.SHOWN:
+            prompts = [[*each[:20], IMAGE_TOKEN, *each[20:]] for each in prompts]
         if self.gpus > 1:
             args["tensor_parallel_size"] = self.gpus
         return Settings(
             str(model),
             prompts,
-            new_tokens,
+            list(self.new_tokens) or [new_tokens] * len(prompts),
             args,
+            self.image_side,
             self.is_cached,
             self.has_prompt_logprobs,
         )
 
 
+BACKEND_MODULES = {
+    "XFORMERS": "backends.xformers",
+    "FLASH_ATTN": "backends.flash_attn",
+    "FLASH_ATTN_VLLM_V1": "v1.attention.backends.flash_attn",
+    "TRITON_ATTN_VLLM_V1": "v1.attention.backends.triton_attn",
+    "FLEX_ATTENTION": "v1.attention.backends.flex_attention",
+    "XFORMERS_VLLM_V1": "v1.attention.backends.xformers",
+    "TREE_ATTN": "v1.attention.backends.tree_attn",
+}
+
+E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2
+
+
 def v0_cases(backend: str, env: Mapping[str, str]) -> list[Case]:
     """What both V0 backends are asked to do."""
+    text = Checkpoint.TEXT
     return [
         Case(f"{backend}-eager", env, EAGER),
         Case(f"{backend}-graphs", env),
-        Case(f"{backend}-text-eager", env, EAGER, is_multimodal=False),
-        Case(f"{backend}-text-graphs", env, is_multimodal=False),
-        Case(
-            f"{backend}-chunked-prefill-eager",
-            env,
-            {**CHUNKED_PREFILL, **EAGER},
-            is_multimodal=False,
-        ),
-        Case(f"{backend}-chunked-prefill-graphs", env, CHUNKED_PREFILL, is_multimodal=False),
+        Case(f"{backend}-image", env, images=Images.SHOWN),
+        Case(f"{backend}-text-eager", env, EAGER, checkpoint=text),
+        Case(f"{backend}-text-graphs", env, checkpoint=text),
+        Case(f"{backend}-chunked-prefill-eager", env, {**CHUNKED_PREFILL, **EAGER}, checkpoint=text),
+        Case(f"{backend}-chunked-prefill-graphs", env, CHUNKED_PREFILL, checkpoint=text),
         Case(
             f"{backend}-prefix-caching",
             env,
             PREFIX_CACHING,
-            is_multimodal=False,
+            checkpoint=text,
             is_cached=True,
             has_prompt_logprobs=False,
         ),
-        # FlashAttention reads a cache of 8 bits in bfloat16 models only.
-        Case(f"{backend}-fp8", env, {"kv_cache_dtype": "fp8", "dtype": "bfloat16"}, FP8),
+        Case(f"{backend}-few-at-a-time", env, {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
         Case(f"{backend}-tensor-parallel", env, gpus=2),
     ]
 
 
+def fp8(name: str, dtype: torch.dtype = E4M3, **more: Any) -> dict[str, Any]:
+    """The fields of a V0 case with a cache of 8 bits, whose prompts attend to exact keys."""
+    args = {"kv_cache_dtype": name, **more}
+    return {"engine_args": args, "bound": EIGHT_BITS, "cache": EightBits(dtype, for_prompts=False)}
+
+
 XFORMERS_CASES = [
     *v0_cases("xformers", V0_XFORMERS),
-    Case("xformers-fp8-half", V0_XFORMERS, {"kv_cache_dtype": "fp8"}, FP8),
-    Case("xformers-fp8-eager", V0_XFORMERS, {"kv_cache_dtype": "fp8", **EAGER}, FP8),
-    Case("xformers-fp8_e5m2", V0_XFORMERS, {"kv_cache_dtype": "fp8_e5m2"}, FP8),
-    Case(
-        "xformers-fp8-chunked-prefill",
-        V0_XFORMERS,
-        {"kv_cache_dtype": "fp8", **CHUNKED_PREFILL},
-        FP8,
-        is_multimodal=False,
-    ),
+    Case("xformers-fp8", V0_XFORMERS, **fp8("fp8")),
+    Case("xformers-fp8-eager", V0_XFORMERS, **fp8("fp8", **EAGER)),
+    Case("xformers-fp8_e5m2", V0_XFORMERS, **fp8("fp8_e5m2", E5M2)),
+    Case("xformers-awq", V0_XFORMERS, {"quantization": "moe_wna16"}, checkpoint=Checkpoint.AWQ),
 ]
 
 FLASH_CASES = v0_cases("flash_attn", V0_FLASH)
@@ -158,14 +216,14 @@ SPECULATIVE = [
         "flash_attn-speculative",
         V0_FLASH,
         {**NGRAM, **EAGER},
-        is_multimodal=False,
+        checkpoint=Checkpoint.TEXT,
         has_prompt_logprobs=False,
     )
 ]
 """V0 verifies proposed tokens, and takes several steps at once, with FlashAttention only."""
 
 WITHIN_CHUNK = [
-    Case(f"{name}-within-chunk", env, {"max_model_len": CHUNK}, Bound(0.3, 0))
+    Case(f"{name}-within-chunk", env, {"max_model_len": CHUNK}, Bound(0.3, 320))
     for name, env in (("xformers", V0_XFORMERS), ("flash_attn", V0_FLASH))
 ]
 """No sequence can outgrow a chunk: stock is right too."""
@@ -173,11 +231,132 @@ WITHIN_CHUNK = [
 # Without a block size, which would be asked for like anything else.
 ANY_BLOCKS: dict[str, Any] = {"block_size": None, "num_gpu_blocks_override": None}
 SELECTED = [
-    Case(f"selected-{name}", {}, {"kv_cache_dtype": name, **ANY_BLOCKS, **EAGER}, FP8)
-    for name in ("fp8", "fp8_e5m2")
+    Case(
+        f"selected-{name}",
+        engine_args={"kv_cache_dtype": name, **ANY_BLOCKS},
+        bound=EIGHT_BITS,
+        cache=EightBits(dtype, for_prompts=False),
+    )
+    for name, dtype in (("fp8", E4M3), ("fp8_e5m2", E5M2))
 ]
 """Nothing forced, in float16: V1 FlashAttention, which stock selects on Hopper, fails or misreads
 the cache."""
 
-V1_CASES = [Case("v1-triton", V1_TRITON, EAGER)]
-"""The yardstick: V1 has chunked local attention, and comes this near the reference."""
+V0_CHUNKED = span("0.8.3", "0.10.2")
+SAMPLER_MISSING = span("0.8.3", "0.8.3")
+"""Stock's first sampling step dies."""
+TEXT_ONLY_MODE = span("0.10.1", "0.10.2")
+"""Stock's compiled language model reads embeddings from where others were."""
+TEXT_MODEL = span("0.8.4", "0.10.0")
+"""Stock serves `Llama4ForCausalLM` with Transformers' model, all of it global."""
+ONE_TOKEN_PIECES = span("0.10.1", "0.10.2")
+"""Stock takes the last token of a prompt of one chunk and a token for a decode."""
+
+
+def start_of(
+    name: str,
+    wrong: frozenset[str] = frozenset(),
+    wrong_eager: frozenset[str] = frozenset(),
+    args: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> list[Case]:
+    """What people start, with nothing forced: compiled, with CUDA graphs and prefix caching as they
+    come; and the same eager. Stock is wrong in the releases `wrong` or `wrong_eager`."""
+    fields: dict[str, Any] = {"base": SMALL, "has_prompt_logprobs": False, **more}
+    return [
+        Case(
+            f"default-{name}-{mode}",
+            engine_args={**(args or {}), **extra},
+            wrong_on_stock=SAMPLER_MISSING | releases,
+            **fields,
+        )
+        for mode, extra, releases in (("graphs", {}, wrong), ("eager", EAGER, wrong_eager))
+    ]
+
+
+DEFAULTS = [
+    *start_of("images-allowed", images=Images.ALLOWED),
+    *start_of("images-off", wrong=TEXT_ONLY_MODE),
+    *start_of("image", images=Images.SHOWN),
+    *start_of("text", TEXT_MODEL, TEXT_MODEL, checkpoint=Checkpoint.TEXT),
+    *start_of(
+        "bfloat16",
+        images=Images.ALLOWED,
+        args={"dtype": "bfloat16"},
+        bound=Bound(1.0, 25),  # its rounding alone, of a model that was written in float16
+    ),
+]
+
+
+def v1(
+    name: str,
+    args: Mapping[str, Any] | None = None,
+    backend: str = "",
+    wrong: frozenset[str] = frozenset(),
+    **more: Any,
+) -> Case:
+    """A case of V1, compiled, with log-probabilities of the prompts."""
+    env = {"VLLM_USE_V1": "1"}
+    if backend:
+        env["VLLM_ATTENTION_BACKEND"] = backend
+    if backend == "TRITON_ATTN_VLLM_V1":
+        # To 0.8.5 it borrows FlashAttention's metadata builder, which for version 3 plans what
+        # Triton lacks.
+        env["VLLM_FLASH_ATTN_VERSION"] = "2"
+    return Case(
+        f"v1-{name}",
+        env,
+        args or {},
+        **{"images": Images.ALLOWED, "wrong_on_stock": SAMPLER_MISSING | wrong, **more},
+    )
+
+
+FLASH, TRITON, FLEX = "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1", "FLEX_ATTENTION"
+BACKENDS = [
+    case
+    for backend, name, wrong, releases in (
+        (FLASH, "flash_attn", frozenset[str](), span("0.8.3", "0.10.2")),
+        (TRITON, "triton", frozenset[str](), span("0.8.3", "0.10.2")),
+        (FLEX, "flex", span("0.9.1", "0.10.2"), span("0.9.1", "0.10.2")),
+        ("TREE_ATTN", "tree", ONE_TOKEN_PIECES, span("0.10.1", "0.10.2")),
+        ("XFORMERS_VLLM_V1", "xformers", ONE_TOKEN_PIECES, span("0.10.1", "0.10.2")),
+    )
+    for case in (
+        v1(f"{name}-graphs", {}, backend, wrong, releases=releases),
+        v1(f"{name}-eager", EAGER, backend, wrong, releases=releases),
+    )
+]
+"""Every V1 backend that the patches list as right, but FlashInfer, which is no dependency."""
+
+V1_CASES = [
+    *BACKENDS,
+    v1("blocks-of-64-xformers", {"block_size": 64}, "XFORMERS_VLLM_V1", ONE_TOKEN_PIECES,
+       releases=span("0.10.1", "0.10.2")),
+    v1("chunked-prefill", {"max_num_batched_tokens": 96}),
+    v1("chunked-prefill-eager", {"max_num_batched_tokens": 96, **EAGER}),
+    v1("few-at-a-time", {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
+    v1("prefix-caching", PREFIX_CACHING, is_cached=True, has_prompt_logprobs=False),
+    v1("tensor-parallel", gpus=2),
+    v1(
+        "awq",
+        {"quantization": "moe_wna16"},
+        checkpoint=Checkpoint.AWQ,
+        wrong=TEXT_MODEL,
+    ),
+    v1(
+        "fp8-triton",
+        {"kv_cache_dtype": "fp8", "block_size": 32},
+        TRITON,
+        bound=EIGHT_BITS,
+        cache=EightBits(E4M3, for_prompts=True),
+        releases=span("0.9.2", "0.10.2"),
+    ),
+    v1(
+        "fp8-flash_attn",
+        {"kv_cache_dtype": "fp8", "dtype": "bfloat16"},
+        FLASH,
+        bound=Bound(1.5, 40),
+        cache=EightBits(E4M3, for_prompts=True, of_queries=True),
+        releases=span("0.9.2", "0.10.2"),
+    ),
+]  # fmt: skip

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -22,16 +23,26 @@ import llama4_checkpoint
 from fail_to_pass import pytest_collection_modifyitems as pytest_collection_modifyitems
 from regress.releases import installed_release
 
-from .cases import Case
+from . import quantised
+from .cases import Case, Checkpoint
 from .engine import Answers, Settings, start
 from .reference import Reference
 
 TIMEOUT = 400.0
 """Seconds for one engine, of which starting it takes most."""
 
-ENGINES_PER_GPU = 6
+ENGINES_PER_GPU = 4
 
 ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--engines",
+        type=Path,
+        help="Keep here what engines answered, and take from here what they answered before: GPU "
+        "time is short. One folder for each vLLM.",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,23 +66,30 @@ def _gpu() -> None:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that the workers of one run of pytest have in common."""
+def shared(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the workers of one run of pytest have in common, or several runs."""
+    kept: Path | None = pytestconfig.getoption("--engines")
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+        return kept.resolve()
     base = tmp_path_factory.getbasetemp()
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
-def checkpoint(shared: Path) -> Callable[[bool], Path]:
-    """Return a function that gives the folder of the multimodal or the text model."""
+def checkpoint(shared: Path) -> Callable[[Checkpoint], Path]:
+    """Return a function that gives the folder of a model."""
 
-    def get(is_multimodal: bool) -> Path:
-        folder = shared / ("multimodal" if is_multimodal else "text")
+    def get(which: Checkpoint) -> Path:
+        folder = shared / which.value
         with FileLock(f"{folder}.lock"):
             if not folder.is_dir():
                 partial = folder.with_suffix(".partial")
                 partial.mkdir()
-                llama4_checkpoint.write(partial, is_multimodal)
+                if which is Checkpoint.AWQ:
+                    quantised.write_awq(partial)
+                else:
+                    llama4_checkpoint.write(partial, which is Checkpoint.IMAGES)
                 partial.rename(folder)
         return folder
 
@@ -79,45 +97,58 @@ def checkpoint(shared: Path) -> Callable[[bool], Path]:
 
 
 @pytest.fixture(scope="session")
-def reference(checkpoint: Callable[[bool], Path]) -> Callable[[bool], Reference]:
-    """Return a function that gives the reference of the multimodal or the text model."""
-    loaded: dict[bool, Reference] = {}
+def reference(checkpoint: Callable[[Checkpoint], Path]) -> Callable[[Checkpoint], Reference]:
+    """Return a function that gives the reference of a model."""
+    loaded: dict[Checkpoint, Reference] = {}
 
-    def get(is_multimodal: bool) -> Reference:
-        if is_multimodal not in loaded:
-            loaded[is_multimodal] = Reference(checkpoint(is_multimodal), is_multimodal)
-        return loaded[is_multimodal]
+    def get(which: Checkpoint) -> Reference:
+        if which not in loaded:
+            folder = checkpoint(which)
+            if which is Checkpoint.AWQ:
+                folder = folder / quantised.EXACT
+            loaded[which] = Reference(folder, which is Checkpoint.IMAGES)
+        return loaded[which]
 
     return get
 
 
 @pytest.fixture(scope="session")
-def answers(shared: Path, checkpoint: Callable[[bool], Path]) -> Callable[[Case], Answers]:
+def answers(shared: Path, checkpoint: Callable[[Checkpoint], Path]) -> Callable[[Case], Answers]:
     """Return a function that gives what an engine answers, from an earlier test if it was run."""
 
     def get(case: Case) -> Answers:
-        settings = case.settings(checkpoint(case.is_multimodal))
+        settings = case.settings(checkpoint(case.checkpoint))
         text = json.dumps([dataclasses.asdict(settings), case.env], sort_keys=True)
         folder = shared / f"engine-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         with FileLock(f"{folder}.lock"):
-            if not (folder / "answers.json").is_file():
-                folder.mkdir(exist_ok=True)
+            if not folder.is_dir():
+                folder.mkdir()
                 _run_engine(folder, settings, case.env, case.gpus)
+        if (folder / "died").is_file():
+            pytest.fail((folder / "died").read_text("utf-8"))
         return Answers.read(folder / "answers.json")
 
     return get
 
 
 def _run_engine(folder: Path, settings: Settings, env: Mapping[str, str], gpus: int) -> None:
-    """Run `engine.py`. Further tries are for engines that start on one GPU at the same time: the
-    profiling of one takes memory that another frees meanwhile for an error."""
-    for _ in range(3):
-        done = start(folder, settings, {**ENV, **env, **_visible(gpus)}, TIMEOUT)
+    """Run `engine.py`, which leaves answers.json, or leave `died` with the error.
+
+    Further tries are for engines that start on one GPU at the same time: the profiling of one takes
+    memory that another frees meanwhile for an error.
+    """
+    for _ in range(5):
+        try:
+            done = start(folder, settings, {**ENV, **env, **_visible(gpus)}, TIMEOUT)
+        except subprocess.TimeoutExpired:
+            (folder / "died").write_text(f"engine died: no answer after {TIMEOUT:.0f} s", "utf-8")
+            return
         (folder / "log").write_text(done.stdout + done.stderr, "utf-8")
         if "Error in memory profiling" not in done.stderr:
             break
     if done.returncode:
-        pytest.fail(f"engine died: {_last_error(done.stderr)}\n{done.stderr[-4000:]}")
+        error = f"engine died: {_last_error(done.stderr)}\n{done.stderr[-4000:]}"
+        (folder / "died").write_text(error, "utf-8")
 
 
 def _visible(gpus: int) -> dict[str, str]:

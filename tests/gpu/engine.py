@@ -12,10 +12,13 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+IMAGE_TOKEN = 4
+"""`<|image|>` of the checkpoint's tokenizer, in whose place vLLM puts the tokens of an image."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +29,12 @@ class Settings:
     """Folder of the checkpoint."""
     prompts: list[list[int]]
     """Token ids."""
-    new_tokens: int
+    new_tokens: list[int]
     """How many tokens each prompt is continued by, greedily."""
     engine_args: dict[str, Any] = field(default_factory=dict)
-    """Arguments of `vllm.LLM` beside the common ones below."""
+    """Arguments of `vllm.LLM`."""
+    image_side: int = 0
+    """Side in pixels of the image in each prompt, or 0 for none."""
     is_cached: bool = False
     """Whether the prompts are run once before, for their KV cache to be found again."""
     has_prompt_logprobs: bool = True
@@ -41,7 +46,7 @@ class Answer:
     """One sequence."""
 
     tokens: list[int]
-    """Prompt and continuation."""
+    """Prompt and continuation; with an image, its tokens in the prompt."""
     prompt_len: int
     logprobs: list[float]
     """Of the tokens from `first` on."""
@@ -55,13 +60,16 @@ class Answer:
 class Answers:
     """What came of a run."""
 
-    vllm: str
-    """Installed version."""
-    backend: str
-    """Module and class of the attention impl, or "" where the layers are in another process."""
+    about: dict[str, str]
+    """What ran, as the engine itself has it: versions, device, engine, backend, dtypes, graphs."""
     seconds: float
     """Wall time of the last generation."""
     answers: list[Answer]
+
+    @property
+    def backend(self) -> str:
+        """Module and class of the attention impl, or "" where the layers are in another process."""
+        return self.about["backend"]
 
     @classmethod
     def read(cls, file: Path) -> Answers:
@@ -70,52 +78,85 @@ class Answers:
         return cls(**{**data, "answers": [Answer(**each) for each in data["answers"]]})
 
 
-COMMON: dict[str, Any] = {
-    "dtype": "float16",
-    "max_model_len": 512,
-    "max_num_seqs": 8,
-    "block_size": 16,
-    "gpu_memory_utilization": 0.1,
-    "num_gpu_blocks_override": 512,
-    "enable_prefix_caching": False,
-    "disable_log_stats": True,
-    "seed": 0,
-}
+def picture(side: int, number: int) -> Any:
+    """The image of prompt `number`: noise, [side, side] pixels of 3 colours, as PIL has it."""
+    import numpy
+    from PIL import Image
+
+    pixels = numpy.random.default_rng(number).integers(0, 256, (side, side, 3), numpy.uint8)
+    return Image.fromarray(pixels)
 
 
-def backend_of() -> str:
-    """Name the module and class of the impl that an attention layer in this process has."""
+def instances(name: str, module: str) -> list[Any]:
+    """All living instances of a class in this process."""
     import gc
+    import importlib
 
-    from vllm.attention.layer import Attention
-
+    cls = getattr(importlib.import_module(module), name)
     # Not isinstance: that asks weak references to what is gone.
-    layers = [each for each in gc.get_objects() if issubclass(type(each), Attention)]
-    impls = [type(layer.impl) for layer in layers]
-    return f"{impls[0].__module__}.{impls[0].__name__}" if impls else ""
+    return [each for each in gc.get_objects() if issubclass(type(each), cls)]
+
+
+def about(llm: Any) -> dict[str, str]:
+    """Say what ran."""
+    import torch
+    import vllm
+
+    impls = [type(layer.impl) for layer in instances("Attention", "vllm.attention.layer")]
+    config = instances("VllmConfig", "vllm.config")[0]
+    compilation = config.compilation_config
+    graphs = getattr(compilation, "cudagraph_mode", getattr(compilation, "use_cudagraph", ""))
+    is_eager = config.model_config.enforce_eager
+    return {
+        "vllm": vllm.__version__,
+        "torch": str(torch.__version__),
+        "device": torch.cuda.get_device_name(),
+        "engine": "V1" if ".v1." in type(llm.llm_engine).__module__ else "V0",
+        # The text model's layers come last.
+        "backend": f"{impls[-1].__module__}.{impls[-1].__name__}" if impls else "",
+        "dtype": str(config.model_config.dtype).removeprefix("torch."),
+        "kv_cache_dtype": str(config.cache_config.cache_dtype),
+        "compilation": f"level {int(compilation.level)}, graphs {'off' if is_eager else graphs}",
+        "prefix_caching": str(bool(config.cache_config.enable_prefix_caching)),
+    }
+
+
+def prompts_of(settings: Settings) -> list[Any]:
+    """The prompts as `LLM.generate` takes them."""
+    if not settings.image_side:
+        return [{"prompt_token_ids": prompt} for prompt in settings.prompts]
+    return [
+        {
+            "prompt_token_ids": prompt,
+            "multi_modal_data": {"image": picture(settings.image_side, number)},
+        }
+        for number, prompt in enumerate(settings.prompts)
+    ]
 
 
 def run(settings: Settings) -> Answers:
     """Start an engine, generate, and collect tokens and log-probabilities."""
-    import vllm
     from vllm import LLM, SamplingParams
 
-    llm = LLM(settings.model, **{**COMMON, **settings.engine_args})
-    sampling = SamplingParams(
-        temperature=0.0,
-        max_tokens=settings.new_tokens,
-        ignore_eos=True,
-        logprobs=1,
-        prompt_logprobs=1 if settings.has_prompt_logprobs else None,
-        detokenize=False,
-    )
-    prompts: Any = [{"prompt_token_ids": prompt} for prompt in settings.prompts]
+    llm = LLM(settings.model, **settings.engine_args)
+    sampling = [
+        SamplingParams(
+            temperature=0.0,
+            max_tokens=new_tokens,
+            ignore_eos=True,
+            logprobs=1,
+            prompt_logprobs=1 if settings.has_prompt_logprobs else None,
+            detokenize=False,
+        )
+        for new_tokens in settings.new_tokens
+    ]
+    prompts = prompts_of(settings)
     if settings.is_cached:
         llm.generate(prompts, sampling, use_tqdm=False)
     start = time.perf_counter()
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - start
-    return Answers(vllm.__version__, backend_of(), seconds, [answer(o) for o in outputs])
+    return Answers(about(llm), seconds, [answer(o) for o in outputs])
 
 
 def answer(output: Any) -> Answer:
@@ -128,6 +169,12 @@ def answer(output: Any) -> Answer:
     pairs = zip(tokens[first:], entries[first:], strict=True)
     logprobs = [entry[token].logprob for token, entry in pairs]
     return Answer(tokens, len(prompt), logprobs, first, output.num_cached_tokens or 0)
+
+
+def own_caches(folder: Path) -> dict[str, str]:
+    """Variables that keep what is compiled in `folder`: engines side by side share nothing."""
+    names = ("VLLM_CACHE_ROOT", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+    return {name: str(folder / name.lower()) for name in names}
 
 
 def start(
@@ -143,7 +190,7 @@ def start(
     return subprocess.run(
         [sys.executable, "-m", "gpu.engine", "settings.json", "answers.json"],
         cwd=folder,
-        env={**os.environ, **env, "PYTHONPATH": path},
+        env={**os.environ, **own_caches(folder), **env, "PYTHONPATH": path},
         timeout=timeout,
         capture_output=True,
         text=True,
@@ -151,12 +198,12 @@ def start(
     )
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Read settings, run, write answers."""
-    source, target = map(Path, sys.argv[1:])
+    source, target = map(Path, arguments)
     settings = Settings(**json.loads(source.read_text("utf-8")))
     target.write_text(json.dumps(asdict(run(settings))), "utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -18,6 +18,7 @@ from regress.expected import (
 from regress.releases import in_order, installed_release, span
 
 from .cases import (
+    DEFAULTS,
     FLASH_CASES,
     MULTI_STEP,
     SELECTED,
@@ -26,6 +27,7 @@ from .cases import (
     WITHIN_CHUNK,
     XFORMERS_CASES,
     Case,
+    Checkpoint,
 )
 from .engine import Answers
 from .reference import Reference
@@ -35,17 +37,16 @@ ON_HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == 
 MULTI_STEP_RELEASES = span("0.8.3", "0.9.2")
 SPECULATIVE_RELEASES = span("0.8.3", "0.9.2")
 
-WRONG = r"wrong answers: "
+WRONG = r"wrong answers: |engine died: "
 
 chunks_ignored = pytest.mark.fail_to_pass(
     # Stock 0.8.4 to 0.10.0 run Transformers' text model, which need not start everywhere.
     releases=in_order(CHUNKS_IGNORED),
-    raises=f"{WRONG}|engine died: |{KEYWORD_MISSING_ERROR}",
+    raises=f"{WRONG}|{KEYWORD_MISSING_ERROR}",
 )
-sampler_missing = pytest.mark.fail_to_pass(releases=["0.8.3"], raises=r"AttributeError: .*sampler")
 
 GetAnswers = Callable[[Case], Answers]
-GetReference = Callable[[bool], Reference]
+GetReference = Callable[[Checkpoint], Reference]
 Record = Callable[[str, object], None]
 
 
@@ -61,13 +62,19 @@ class Distance:
     """Generated tokens that are the reference's greedy choice at that place."""
     generated: int
 
+    def is_beyond(self, case: Case) -> bool:
+        """Whether it is more than the case allows."""
+        misses = self.generated - self.agreement
+        return max(self.within, self.past) > case.bound.distance or misses > case.bound.misses
 
-def measure(answers: Answers, reference: Reference) -> Distance:
+
+def measure(case: Case, answers: Answers, reference: Reference) -> Distance:
     """Compare token by token, given the engine's own tokens: one difference shifts no others."""
     within = past = 0.0
     agreement = generated = 0
-    for answer in answers.answers:
-        expected = reference.predict(answer.tokens)
+    for number, answer in enumerate(answers.answers):
+        image = (case.image_side, number) if case.image_side else None
+        expected = reference.predict(answer.tokens, answer.prompt_len, case.cache, image)
         for position, logprob in enumerate(answer.logprobs, answer.first):
             difference = abs(logprob - expected.logprobs[position - 1])
             # The token at `position` was predicted from the one before it.
@@ -83,24 +90,42 @@ def measure(answers: Answers, reference: Reference) -> Distance:
 
 
 def check(case: Case, answers: GetAnswers, reference: GetReference, record: Record) -> Answers:
-    """Run an engine and hold it to its bounds; what was measured goes to the junit XML."""
+    """Run an engine and hold it to its bounds; what ran and was measured goes to the junit XML."""
+    if RELEASE not in case.releases:
+        pytest.skip(f"{RELEASE} does not have it, or not right on any GPU")
     if case.gpus > torch.cuda.device_count():
         pytest.skip(f"needs {case.gpus} GPUs")
     found = answers(case)
-    distance = measure(found, reference(case.is_multimodal))
+    for name, value in found.about.items():
+        record(f"about_{name}", value)
+    distance = measure(case, found, reference(case.checkpoint))
     record("within_chunk", f"{distance.within:.3f}")
     record("past_chunk", f"{distance.past:.3f}")
     record("agreement", f"{distance.agreement} of {distance.generated}")
+    assert not distance.is_beyond(case), f"wrong answers: {distance}, allowed {case.bound}"
     # With tensor parallelism, the engine's own process holds the first rank.
     assert case.backend in found.backend
-    largest = max(distance.within, distance.past)
-    wrong = largest > case.bound.distance or distance.agreement < case.bound.agreement
-    assert not wrong, f"wrong answers: {distance}, allowed {case.bound}"
+    if case.is_cached:
+        assert all(answer.cached_tokens for answer in found.answers), "the prefix cache was unused"
+    if case.image_side:
+        longer = [len(a.tokens) - a.prompt_len for a in found.answers]
+        assert all(longer)
     return found
 
 
-def named(cases: list[Case]) -> pytest.MarkDecorator:
+def named(cases: Sequence[Case]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+def expected(cases: Sequence[Case]) -> pytest.MarkDecorator:
+    """The same, where stock's releases depend on the case."""
+    parameters = []
+    for case in cases:
+        wrong = in_order(case.wrong_on_stock & case.releases)
+        error = rf"{WRONG}|AttributeError: .*sampler"
+        marks = [pytest.mark.fail_to_pass(releases=wrong, raises=error)] if wrong else []
+        parameters.append(pytest.param(case, marks=marks, id=case.name))
+    return pytest.mark.parametrize("case", parameters)
 
 
 @chunks_ignored
@@ -109,9 +134,7 @@ def named(cases: list[Case]) -> pytest.MarkDecorator:
 def test_v0(
     case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
 ) -> None:
-    found = check(case, answers, reference, record_property)
-    if case.is_cached:
-        assert all(answer.cached_tokens for answer in found.answers), "the prefix cache was unused"
+    check(case, answers, reference, record_property)
 
 
 @chunks_ignored
@@ -143,23 +166,43 @@ def test_within_chunk(
     check(case, answers, reference, record_property)
 
 
-@sampler_missing
-@named(V1_CASES)
+@expected(DEFAULTS)
+def test_default(
+    case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
+) -> None:
+    """Nothing forced: what nearly everyone starts."""
+    check(case, answers, reference, record_property)
+
+
+@expected(V1_CASES)
 def test_v1(
     case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
 ) -> None:
     check(case, answers, reference, record_property)
 
 
-@pytest.mark.fail_to_pass(releases=in_order(V0_CHUNKED), raises=f"{WRONG}|engine died: ")
+@pytest.mark.fail_to_pass(releases=in_order(V0_CHUNKED), raises=WRONG)
 @pytest.mark.skipif(RELEASE not in V0_CHUNKED, reason=f"{RELEASE} has no Llama 4 or no choice")
 @pytest.mark.skipif(not ON_HOPPER, reason="stock has this fault on Hopper alone")
 @named(SELECTED)
 def test_selected(
     case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
 ) -> None:
-    found = check(case, answers, reference, record_property)
-    record_property("backend", found.backend)
+    check(case, answers, reference, record_property)
+
+
+def apart(one: Answers, other: Answers) -> float:
+    """The largest difference of log-probability between two engines' answers."""
+    pairs = zip(one.answers, other.answers, strict=True)
+    differences = [
+        abs(a - b)
+        for first, second in pairs
+        # Where a tie is broken otherwise, what follows is another text.
+        if first.tokens == second.tokens
+        for a, b in zip(first.logprobs, second.logprobs, strict=True)
+    ]
+    assert differences, "no two texts are the same"
+    return max(differences)
 
 
 @chunks_ignored
@@ -177,14 +220,31 @@ def test_graphs_same_as_eager(
     cases = {case.name: case for case in (*XFORMERS_CASES, *FLASH_CASES)}
     eager = check(cases[f"{backend}-{feature}eager"], answers, reference, lambda *_: None)
     graphs = check(cases[f"{backend}-{feature}graphs"], answers, reference, lambda *_: None)
-    pairs = zip(eager.answers, graphs.answers, strict=True)
-    differences = [
-        abs(a - b)
-        for one, other in pairs
-        # Where a tie is broken otherwise, what follows is another text.
-        if one.tokens == other.tokens
-        for a, b in zip(one.logprobs, other.logprobs, strict=True)
-    ]
-    assert differences, "no two texts are the same"
-    record_property("graphs_to_eager", f"{max(differences):.3f}")
-    assert max(differences) <= 0.1
+    distance = apart(eager, graphs)
+    record_property("graphs_to_eager", f"{distance:.3f}")
+    assert distance <= 0.1
+
+
+COMPILED = {
+    case.name.removesuffix("-graphs"): case
+    for case in (*DEFAULTS, *V1_CASES)
+    if case.name.endswith("-graphs")
+}
+EAGER_ONES = {
+    case.name.removesuffix("-eager"): case
+    for case in (*DEFAULTS, *V1_CASES)
+    if case.name.endswith("-eager")
+}
+
+
+@expected([COMPILED[name] for name in COMPILED if name in EAGER_ONES])
+def test_compiled_same_as_eager(
+    case: Case, answers: GetAnswers, reference: GetReference, record_property: Record
+) -> None:
+    """Inductor, which fuses and reorders, and CUDA graphs change little: both are right."""
+    other = EAGER_ONES[case.name.removesuffix("-graphs")]
+    eager = check(other, answers, reference, lambda *_: None)
+    compiled = check(case, answers, reference, lambda *_: None)
+    distance = apart(eager, compiled)
+    record_property("graphs_to_eager", f"{distance:.3f}")
+    assert distance <= case.bound.distance
