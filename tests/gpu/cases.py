@@ -47,7 +47,7 @@ SMALL = {
     "disable_log_stats": True,
     "seed": 0,
 }
-"""What leaves room for other engines on the GPU, and captures few graphs. All else is as it comes."""
+"""What leaves room for other engines on the GPU, and captures few graphs."""
 FIXED = {
     **SMALL,
     "dtype": "float16",
@@ -176,7 +176,9 @@ def v0_cases(backend: str, env: Mapping[str, str]) -> list[Case]:
         Case(f"{backend}-image", env, images=Images.SHOWN),
         Case(f"{backend}-text-eager", env, EAGER, checkpoint=text),
         Case(f"{backend}-text-graphs", env, checkpoint=text),
-        Case(f"{backend}-chunked-prefill-eager", env, {**CHUNKED_PREFILL, **EAGER}, checkpoint=text),
+        Case(
+            f"{backend}-chunked-prefill-eager", env, {**CHUNKED_PREFILL, **EAGER}, checkpoint=text
+        ),
         Case(f"{backend}-chunked-prefill-graphs", env, CHUNKED_PREFILL, checkpoint=text),
         Case(
             f"{backend}-prefix-caching",

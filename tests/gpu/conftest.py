@@ -121,12 +121,13 @@ def answers(shared: Path, checkpoint: Callable[[Checkpoint], Path]) -> Callable[
         text = json.dumps([dataclasses.asdict(settings), case.env], sort_keys=True)
         folder = shared / f"engine-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
         with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                folder.mkdir()
+            found, died = folder / "answers.json", folder / "died"
+            if not found.is_file() and not died.is_file():
+                folder.mkdir(exist_ok=True)
                 _run_engine(folder, settings, case.env, case.gpus)
-        if (folder / "died").is_file():
-            pytest.fail((folder / "died").read_text("utf-8"))
-        return Answers.read(folder / "answers.json")
+        if died.is_file():
+            pytest.fail(died.read_text("utf-8"))
+        return Answers.read(found)
 
     return get
 

@@ -111,6 +111,7 @@ def about(llm: Any) -> dict[str, str]:
         "vllm": vllm.__version__,
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(),
+        "capability": ".".join(map(str, torch.cuda.get_device_capability())),
         "engine": "V1" if ".v1." in type(llm.llm_engine).__module__ else "V0",
         # The text model's layers come last.
         "backend": f"{impls[-1].__module__}.{impls[-1].__name__}" if impls else "",

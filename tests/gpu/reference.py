@@ -49,7 +49,9 @@ class EightBits:
         forward: Any = llama4.eager_attention_forward
         first = 0 if self.for_prompts else prompt_len
 
-        def attention(module: Any, query: Any, key: Any, value: Any, *args: Any, **more: Any) -> Any:
+        def attention(
+            module: Any, query: Any, key: Any, value: Any, *args: Any, **more: Any
+        ) -> Any:
             queries = self.rounded(query) if self.of_queries else query
             rounded = self.rounded(key), self.rounded(value)
             output, weights = forward(module, queries, *rounded, *args, **more)
@@ -92,8 +94,8 @@ class Reference:
     ) -> Prediction:
         """Score one sequence of token ids.
 
-        `cache` is the format of the engine's, where that costs accuracy; `image` the side and number
-        of the image in it.
+        `cache` is the format of the engine's, where that costs accuracy; `image` the side and the
+        number of the image in it.
         """
         inputs = {"input_ids": torch.tensor([tokens], device=self.device)}
         if image:

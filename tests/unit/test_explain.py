@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from made_upstream import Ran, Upstream
-from overlay import explain, matrix
+from overlay import evidence, explain, matrix, versions
 from overlay.cli import main
 from overlay.errors import OverlayError
-from overlay.explain import CHUNK, Settings, capability_of, changes, look_up, nearest, target
+from overlay.explain import (
+    CHUNK,
+    Settings,
+    Side,
+    capability_of,
+    changes,
+    look_up,
+    nearest,
+    target,
+)
 from overlay.gpus import GPUS
 from overlay.matrix import Cell, Matrix
 
+from .made_gpu_run import gpu_case
 from .made_matrix import AXES, BACKENDS, keep, made
 
 Run = Callable[..., Ran]
 
-KEPT = sorted((Path(__file__).parents[2] / matrix.FOLDER).glob("*.json"))
+KEPT = sorted((Path(__file__).parents[2] / matrix.FOLDER).glob("*[dk].json"))  # patched, stock
 MADE = {"stock": made("1.0", "stock"), "patched": made("1.0", "patched")}
 #: What the matrix has no column for, and all that it has.
 ODD = ("6.1", "7.2", "8.7", "10.3", "11.0", "12.1")
@@ -52,7 +63,7 @@ def applied(cell: Cell, told: tuple[str, ...], chunk: int = CHUNK) -> Cell:
 
 def check(kept: Matrix, cell: Cell, chunk: int) -> None:
     """There is an answer, and what it suggests is really right."""
-    assert explain.told(look_up(kept, cell), "T4")
+    assert explain.told(Side(look_up(kept, cell), None), "T4")
     use = nearest(kept, cell, chunk)
     if use is None:
         # Not even what vLLM chooses by itself.
@@ -231,6 +242,23 @@ def test_command(kept_run: Run) -> None:
     assert "nothing to change" in said
     assert "vllm==1.0+llama4.1: vllm-overlay build 1.0" in said
     assert max(map(len, ran.out.splitlines())) <= 80
+
+
+def test_known_from_a_gpu(kept_run: Run, upstream: Upstream) -> None:
+    """Runs of the same engine, backend, dtypes and capability are named, and no others."""
+    release = versions.load(upstream.root / "VERSIONS.toml").get("1.0")
+    runs = evidence.runs_of([gpu_case()], "patched", release, date(2026, 11, 28))
+    evidence.write(upstream.root, evidence.Evidence(release="1.0").merged(runs))
+    said = words(kept_run("explain", "--release", "1.0", "--gpu", "T4", "--dtype", "half").out)
+    assert "reference; 1 whole engine on an NVIDIA Made-up, 2026-11-28: right)" in said
+    assert "reference; no GPU of this capability has run it)" in said  # stock
+    for other in (("--gpu", "T4", "--kv-cache-dtype", "fp8_e5m2"), ("--gpu", "A10")):
+        said = words(kept_run("explain", "--release", "1.0", *other).out)
+        assert "Made-up" not in said
+    old = [run.model_copy(update={"tree": "0" * 40, "outcome": "failed"}) for run in runs]
+    evidence.write(upstream.root, evidence.Evidence(release="1.0").merged(old))
+    said = words(kept_run("explain", "--release", "1.0", "--gpu", "T4", "--dtype", "half").out)
+    assert "2026-11-28, with earlier patches: wrong)" in said
 
 
 def test_refusal_is_quoted_with_the_gpu(kept_run: Run) -> None:

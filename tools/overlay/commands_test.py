@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
 from overlay import bench as bench_module
-from overlay import junit
+from overlay import evidence, junit
 from overlay import matrix as matrix_module
 from overlay import regress as regress_module
 from overlay import upstream as upstream_module
 from overlay.console import err, out, print_json
 from overlay.errors import Exit
+from overlay.matrix import Variant
 from overlay.options import (
     EPILOG,
     all_option,
@@ -25,6 +27,7 @@ from overlay.options import (
     work_option,
 )
 from overlay.results import Verdict
+from overlay.versions import Release
 from overlay.workspace import Workspace
 
 
@@ -87,8 +90,20 @@ def upstream(
 @click.argument("stock", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("patched", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option("--markdown", is_flag=True, help="Print what the tests measured, as a table.")
+@click.option(
+    "--keep", is_flag=True, help="Keep what engines measured, in matrix/RELEASE.gpu.json."
+)
 @json_option
-def judge(release: str, stock: Path, patched: Path, markdown: bool, as_json: bool) -> None:
+@pass_workspace
+def judge(
+    workspace: Workspace,
+    release: str,
+    stock: Path,
+    patched: Path,
+    markdown: bool,
+    keep: bool,
+    as_json: bool,
+) -> None:
     """Compare two runs of a suite that were made elsewhere, from their junit XML.
 
     For a machine that has a GPU but no index: run pytest there on either wheel, judge here.
@@ -98,9 +113,22 @@ def judge(release: str, stock: Path, patched: Path, markdown: bool, as_json: boo
       vllm-overlay judge 0.8.3 stock.xml patched.xml
     """
     before, after = map(junit.read, (stock, patched))
+    if keep:
+        _keep(workspace, workspace.versions.get(release), {"stock": stock, "patched": patched})
     if markdown:
         out.print(regress_module.markdown(before, after), markup=False, soft_wrap=True)
     _report(regress_module.judge(release, before, after), as_json)
+
+
+def _keep(workspace: Workspace, release: Release, files: Mapping[Variant, Path]) -> None:
+    """Add the engines of two runs to those that are kept."""
+    root = workspace.project.root
+    kept = evidence.read(root, release.name)
+    for variant, file in files.items():
+        runs = evidence.runs_of(junit.read(file), variant, release, junit.day_of(file))
+        kept = kept.merged(runs)
+    path = evidence.write(root, kept)
+    err.print(f"{path.relative_to(root)}: {len(kept.runs)} runs", markup=False)
 
 
 def _report(verdict: Verdict, as_json: bool) -> None:

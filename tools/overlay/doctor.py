@@ -294,7 +294,7 @@ def _outcome_lines(report: Report) -> list[str]:
         if answer:
             side = answer.patched if is_patched else answer.stock
             who = f"on {target}: " if many else ""
-            told.append(who + explain.told(side.outcome, target.name))
+            told.append(who + explain.told(side, target.name))
             besides |= {} if is_patched else dict.fromkeys(answer.besides)
     return told + [f"besides: {fault}" for fault in besides]
 

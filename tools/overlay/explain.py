@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from overlay import gpus, matrix
+from overlay import evidence, gpus, matrix
 from overlay.errors import Exit, OverlayError
+from overlay.evidence import Run
 from overlay.matrix import UNSET, Cell, Matrix, Outcome, Variant
 from overlay.versions import Release, Versions
 from overlay.workspace import Workspace
@@ -120,6 +121,10 @@ class Side:
     outcome: Outcome
     use: Use | None
     """The nearest settings that are right, these very ones if they are; None if there are none."""
+    runs: tuple[Run, ...] = ()
+    """Whole engines that had this outcome on a GPU of the same capability."""
+    tree: str = ""
+    """Git tree id of the variant's sources, as they are now."""
 
     @property
     def is_right(self) -> bool:
@@ -345,16 +350,26 @@ def _answer(
     workspace: Workspace, release: Release, kept: Kept, settings: Settings, column: str
 ) -> Answer:
     cell = settings.cell(column)
+    runs = evidence.read(workspace.project.root, release.name).runs
     stock, patched = (
-        Side(
-            _filled(look_up(kept[variant], cell), cell, settings),
-            nearest(kept[variant], cell, settings.chunk),
-        )
+        _side(kept[variant], cell, settings, (r for r in runs if r.variant == variant), release)
         for variant in VARIANTS
     )
     besides = [BESIDES[p.topic] for p in workspace.series(release) if p.topic in BESIDES]
     version = workspace.versions.local_version(release)
     return Answer(release, version, stock, patched, tuple(besides))
+
+
+def _side(
+    kept: Matrix, cell: Cell, settings: Settings, runs: Iterable[Run], release: Release
+) -> Side:
+    outcome = look_up(kept, cell)
+    return Side(
+        _filled(outcome, cell, settings),
+        nearest(kept, cell, settings.chunk),
+        tuple(run for run in runs if run.speaks_for(outcome, cell)),
+        evidence.tree_of(release, kept.variant),
+    )
 
 
 #: The verdicts in a user's words.
@@ -381,19 +396,34 @@ def message(outcome: Outcome, gpu: str) -> str:
     return outcome.message.replace("made-up GPU", f"{gpu} GPU".strip())
 
 
-def told(outcome: Outcome, gpu: str) -> str:
+def told(side: Side, gpu: str) -> str:
     """All of an outcome on a GPU called `gpu`."""
-    said = ": ".join(part for part in (brief(outcome), message(outcome, gpu)) if part)
-    return f"{said} ({basis(outcome)})" if outcome.basis else said
+    said = ": ".join(part for part in (brief(side.outcome), message(side.outcome, gpu)) if part)
+    known = [known_from(side.outcome)] if side.outcome.basis else []
+    return f"{said} ({'; '.join((*known, *_on_gpus(side)))})" if known else said
 
 
-def basis(outcome: Outcome) -> str:
-    """How an outcome is known."""
+def known_from(outcome: Outcome) -> str:
+    """How the matrix knows an outcome."""
     known = {
-        "measured": "measured: computed and compared with a reference",
+        "measured": "measured on CPU stand-ins: one layer, against a reference",
         "constructed": "the layers were constructed, not computed",
     }
     return known.get(outcome.basis, f"not run; known from {outcome.basis}")
+
+
+def _on_gpus(side: Side) -> list[str]:
+    """What whole engines say of it."""
+    if not side.runs:
+        return ["no GPU of this capability has run it"]
+    outcomes = {run.outcome for run in side.runs}
+    passed = "right" if outcomes == {"passed"} else "wrong" if outcomes == {"failed"} else "mixed"
+    last = max(side.runs, key=lambda run: run.date)
+    is_of_now = all(run.tree == side.tree for run in side.runs)
+    earlier = "" if is_of_now else ", with earlier patches"
+    count = len(side.runs)
+    engines = f"{count} whole engine{'s' if count > 1 else ''}"
+    return [f"{engines} on an {last.device}, {last.date}{earlier}: {passed}"]
 
 
 def change(side: Side) -> str:
@@ -415,10 +445,10 @@ def advice(side: Side) -> str:
 def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
     """An answer for a person: labels and texts."""
     return [
-        ("stock", told(one.stock.outcome, gpu)),
+        ("stock", told(one.stock, gpu)),
         ("", advice(one.stock)),
         *(("", f"besides: {fault}") for fault in one.besides),
-        ("overlay", told(one.patched.outcome, gpu)),
+        ("overlay", told(one.patched, gpu)),
         ("", advice(one.patched)),
         ("its wheel", install(one)),
     ]
@@ -450,7 +480,11 @@ def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
 
 def _side_json(side: Side, gpu: str) -> dict[str, Any]:
     outcome = {**side.outcome.model_dump(), "message": message(side.outcome, gpu)}
-    return {**outcome, "use": None if side.use is None else _use_json(side.use)}
+    return {
+        **outcome,
+        "use": None if side.use is None else _use_json(side.use),
+        "gpu_runs": [run.model_dump(mode="json") for run in side.runs],
+    }
 
 
 def _use_json(use: Use) -> dict[str, Any]:

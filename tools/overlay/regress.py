@@ -8,7 +8,7 @@ error, they state in junit properties (tests/regress/conftest.py), and `judge` c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from overlay import pytest_run, results
@@ -129,14 +129,25 @@ def markdown(stock: Iterable[Case], patched: Iterable[Case]) -> str:
     before = {case.name: case for case in stock}
     after = sorted((case for case in patched if case.measures), key=lambda case: case.name)
     names = list(dict.fromkeys(name for case in after for name in case.measures))
-    header = ["", *(name.replace("_", " ") for name in names), "stock", "patched"]
+    ran = ["what ran"] if any(case.about for case in after) else []
+    header = ["", *ran, *(name.replace("_", " ") for name in names), "stock", "patched"]
     rows = [header, ["---"] * len(header)]
     for case in after:
         old = before[case.name]
         cells = [_change(old.measures.get(name), case.measures.get(name)) for name in names]
         label = case.name.rpartition("::")[2].removeprefix("test_")
-        rows.append([label, *cells, old.outcome, case.outcome])
+        engine = [_engine(case.about)] if ran else []
+        rows.append([label, *engine, *cells, old.outcome, case.outcome])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _engine(about: Mapping[str, str]) -> str:
+    """The engine of a test in a table's cell."""
+    if not about:
+        return ""
+    backend = about["backend"].rpartition(".")[2].removesuffix("Impl")
+    parts = (f"{about['engine']} {backend}", about["dtype"], about["kv_cache_dtype"])
+    return ", ".join((*parts, about["compilation"]))
 
 
 def _change(old: str | None, new: str | None) -> str:
