@@ -1,13 +1,14 @@
 """How fast chunked local attention is, against global attention on the same GPU, in one run.
 
 python -m gpu.speed layer --backend xformers|flash_attn
-python -m gpu.speed engine --backend xformers|flash_attn
+python -m gpu.speed engines --backend xformers|flash_attn|v1 --stock PATH --patched PATH
 
 `layer`: one RoPE layer at Llama 4 Scout's shape, with `use_irope` and without: without is what
 stock computes in every layer. A decode step is timed as in the engine: a CUDA graph of the 36 RoPE
 layers, the first of which makes the chunk-local metadata, divided by 36.
-`engine`: tokens a second of a tiny engine; run on stock and on patched vLLM, it compares the two.
-Prints JSON: milliseconds, ratios, device and versions.
+`engines`: tokens a second of whole engines at Scout's shape with four of its layers, stock and
+patched, each imported from its own PYTHONPATH, both on the GPU at once and asked in turns.
+Prints JSON: milliseconds or tokens a second, ratios, device and versions.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -229,28 +233,139 @@ def bench_layer(backend: str) -> dict[str, Any]:
     return {"milliseconds": times, "ratios": ratios(times)}
 
 
-def bench_engine(backend: str) -> dict[str, Any]:
-    """Time a tiny engine whose sequences are many chunks long, with CUDA graphs."""
-    import llama4_checkpoint
-    from gpu.cases import V0_FLASH, V0_XFORMERS
-    from gpu.engine import Answers, Settings, start
+@dataclass(frozen=True)
+class Scout:
+    """An engine at Llama 4 Scout's shape, with few of its layers and random weights."""
 
-    env = V0_XFORMERS if backend == "xformers" else V0_FLASH
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        model = llama4_checkpoint.write(folder / "model", multimodal=True)
-        random = torch.Generator().manual_seed(1)
-        lengths = (700, 800, 900, 640, 512, 768, 832, 896)
-        prompts = [torch.randint(10, 256, (n,), generator=random).tolist() for n in lengths]
-        args = {"limit_mm_per_prompt": {"image": 0}, "max_model_len": 1024}
-        settings = Settings(
-            str(model), prompts, 100, args, is_cached=True, has_prompt_logprobs=False
+    layers: int = 4
+    """Three RoPE layers and one without positions."""
+    new_tokens: int = 64
+    lengths: tuple[int, ...] = (4096, 16384, 65536, 131000)
+    """Tokens of a prompt: below a chunk, and many chunks."""
+    counts: tuple[int, ...] = (1, 4)
+    """Prompts at a time."""
+
+
+SCOUT = Scout()
+ENGINE_ROUNDS = 5
+
+
+def scout_config() -> Any:
+    """Scout's text config but for the number of layers and a small vocabulary."""
+    import llama4_checkpoint
+
+    return llama4_checkpoint.text_config(
+        vocab_size=32000,
+        hidden_size=5120,
+        intermediate_size=8192,
+        intermediate_size_mlp=16384,
+        num_hidden_layers=SCOUT.layers,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_SIZE,
+        max_position_embeddings=2 * LONG,
+        attention_chunk_size=CHUNK,
+        no_rope_layers=[int((layer + 1) % 4 != 0) for layer in range(SCOUT.layers)],
+        num_local_experts=16,
+        architectures=["Llama4ForCausalLM"],
+        torch_dtype="bfloat16",
+    )
+
+
+def serve_engine(model: str) -> None:
+    """Answer each line "COUNT LENGTH" with JSON: seconds of a prompt alone and with new tokens."""
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        model,
+        load_format="dummy",
+        skip_tokenizer_init=True,
+        max_model_len=LONG + 1024,
+        max_num_seqs=max(SCOUT.counts),
+        gpu_memory_utilization=0.45,
+        enable_prefix_caching=False,
+        disable_log_stats=True,
+    )
+
+    def seconds(count: int, length: int, new_tokens: int) -> float:
+        random = torch.Generator().manual_seed(length)
+        prompts = torch.randint(10, 32000, (count, length), generator=random).tolist()
+        sampling = SamplingParams(
+            temperature=0.0, max_tokens=new_tokens, ignore_eos=True, detokenize=False
         )
-        done = start(folder, settings, env)
-        sys.stderr.write(done.stdout + done.stderr)
-        done.check_returncode()
-        answers = Answers.read(folder / "answers.json")
-    return {"tokens_per_second": 100 * len(prompts) / answers.seconds}
+        torch.cuda.synchronize()
+        begin = time.perf_counter()
+        llm.generate([{"prompt_token_ids": each} for each in prompts], sampling, use_tqdm=False)
+        return time.perf_counter() - begin
+
+    print("ready", file=sys.__stdout__, flush=True)
+    for line in sys.stdin:
+        count, length = map(int, line.split())
+        found = [seconds(count, length, tokens) for tokens in (1, 1 + SCOUT.new_tokens)]
+        print(json.dumps(found), file=sys.__stdout__, flush=True)
+
+
+class Engine:
+    """A process with one engine, which is asked in turns with others."""
+
+    def __init__(self, pythonpath: str, model: Path, env: Mapping[str, str]) -> None:
+        tests = str(Path(__file__).parents[1])
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gpu.speed", "serve", str(model)],
+            env={**os.environ, **env, "PYTHONPATH": os.pathsep.join([tests, pythonpath])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._line("ready")
+
+    def _line(self, begin: str) -> str:
+        """The next line that is an answer; vLLM prints others."""
+        assert self.process.stdout
+        for line in self.process.stdout:
+            if line.startswith(begin):
+                return line
+        raise SystemExit(f"the engine died: {self.process.wait()}")
+
+    def ask(self, count: int, length: int) -> list[float]:
+        assert self.process.stdin
+        self.process.stdin.write(f"{count} {length}\n")
+        self.process.stdin.flush()
+        found: list[float] = json.loads(self._line("["))
+        return found
+
+
+def bench_engines(env: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Any]:
+    """Tokens a second of stock and patched engines, both on the GPU and asked in turns.
+
+    Decoding is the difference between a run with new tokens and one without.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        scout_config().save_pretrained(name)
+        engines = {which: Engine(path, Path(name), env) for which, path in paths.items()}
+        found: dict[str, Any] = {}
+        for count in SCOUT.counts:
+            for length in SCOUT.lengths:
+                runs: dict[str, list[list[float]]] = {which: [] for which in engines}
+                for turn in range(1 + ENGINE_ROUNDS):
+                    for which, engine in engines.items():
+                        answer = engine.ask(count, length)
+                        if turn:
+                            runs[which].append(answer)
+                found[f"{count} x {length}"] = {
+                    which: rates(count, length, each) for which, each in runs.items()
+                }
+                print(f"{count} x {length}: {found[f'{count} x {length}']}", file=sys.stderr)
+        for engine in engines.values():
+            engine.process.kill()
+    return {"tokens_per_second": found}
+
+
+def rates(count: int, length: int, runs: list[list[float]]) -> dict[str, float]:
+    """Medians of tokens a second: of the prompts, and of new tokens."""
+    prompt = statistics.median(alone for alone, _ in runs)
+    decode = statistics.median(both - alone for alone, both in runs)
+    return {"prompt": count * length / prompt, "decode": count * SCOUT.new_tokens / decode}
 
 
 def main() -> None:
@@ -258,10 +373,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["layer", "engine"])
-    parser.add_argument("--backend", choices=["xformers", "flash_attn"], required=True)
+    commands = parser.add_subparsers(dest="what", required=True)
+    layer = commands.add_parser("layer")
+    layer.add_argument("--backend", choices=["xformers", "flash_attn"], required=True)
+    engines = commands.add_parser("engines")
+    engines.add_argument("--backend", choices=[*ENVIRONMENTS], required=True)
+    engines.add_argument("--stock", required=True, metavar="PYTHONPATH")
+    engines.add_argument("--patched", required=True, metavar="PYTHONPATH")
+    commands.add_parser("serve").add_argument("model")
     args = parser.parse_args()
-    found = {"layer": bench_layer, "engine": bench_engine}[args.what](args.backend)
+    if args.what == "serve":
+        serve_engine(args.model)
+        return
+    if args.what == "layer":
+        found = bench_layer(args.backend)
+    else:
+        paths = {"stock": args.stock, "patched": args.patched}
+        found = bench_engines(ENVIRONMENTS[args.backend], paths)
     import vllm
 
     about = {
@@ -272,6 +400,13 @@ def main() -> None:
         "backend": args.backend,
     }
     print(json.dumps({**about, **found}, indent=1))
+
+
+ENVIRONMENTS = {
+    "xformers": {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "XFORMERS"},
+    "flash_attn": {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "FLASH_ATTN"},
+    "v1": {"VLLM_USE_V1": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+}
 
 
 if __name__ == "__main__":
