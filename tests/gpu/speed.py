@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -240,13 +240,13 @@ class Scout:
     layers: int = 4
     """Three RoPE layers and one without positions."""
     new_tokens: int = 64
-    lengths: tuple[int, ...] = (4096, 16384, 65536, 131000)
-    """Tokens of a prompt: below a chunk, and many chunks."""
-    counts: tuple[int, ...] = (1, 4)
+    most: int = 4
     """Prompts at a time."""
 
 
 SCOUT = Scout()
+LENGTHS = (4096, 16384, 65536, 131000)
+"""Tokens of a prompt: below a chunk, and of many chunks."""
 ENGINE_ROUNDS = 5
 
 
@@ -281,7 +281,7 @@ def serve_engine(model: str) -> None:
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=LONG + 1024,
-        max_num_seqs=max(SCOUT.counts),
+        max_num_seqs=SCOUT.most,
         gpu_memory_utilization=0.45,
         enable_prefix_caching=False,
         disable_log_stats=True,
@@ -335,7 +335,13 @@ class Engine:
         return found
 
 
-def bench_engines(env: Mapping[str, str], paths: Mapping[str, str]) -> dict[str, Any]:
+def bench_engines(
+    env: Mapping[str, str],
+    paths: Mapping[str, str],
+    counts: Sequence[int],
+    lengths: Sequence[int],
+    rounds: int,
+) -> dict[str, Any]:
     """Tokens a second of stock and patched engines, both on the GPU and asked in turns.
 
     Decoding is the difference between a run with new tokens and one without.
@@ -344,10 +350,10 @@ def bench_engines(env: Mapping[str, str], paths: Mapping[str, str]) -> dict[str,
         scout_config().save_pretrained(name)
         engines = {which: Engine(path, Path(name), env) for which, path in paths.items()}
         found: dict[str, Any] = {}
-        for count in SCOUT.counts:
-            for length in SCOUT.lengths:
+        for count in counts:
+            for length in lengths:
                 runs: dict[str, list[list[float]]] = {which: [] for which in engines}
-                for turn in range(1 + ENGINE_ROUNDS):
+                for turn in range(1 + rounds):
                     for which, engine in engines.items():
                         answer = engine.ask(count, length)
                         if turn:
@@ -380,6 +386,9 @@ def main() -> None:
     engines.add_argument("--backend", choices=[*ENVIRONMENTS], required=True)
     engines.add_argument("--stock", required=True, metavar="PYTHONPATH")
     engines.add_argument("--patched", required=True, metavar="PYTHONPATH")
+    engines.add_argument("--counts", type=int, nargs="+", default=[1, SCOUT.most])
+    engines.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
+    engines.add_argument("--rounds", type=int, default=ENGINE_ROUNDS)
     commands.add_parser("serve").add_argument("model")
     args = parser.parse_args()
     if args.what == "serve":
@@ -389,7 +398,8 @@ def main() -> None:
         found = bench_layer(args.backend)
     else:
         paths = {"stock": args.stock, "patched": args.patched}
-        found = bench_engines(ENVIRONMENTS[args.backend], paths)
+        env = ENVIRONMENTS[args.backend]
+        found = bench_engines(env, paths, args.counts, args.lengths, args.rounds)
     import vllm
 
     about = {
