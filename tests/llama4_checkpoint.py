@@ -114,25 +114,31 @@ def write(folder: Path, multimodal: bool) -> Path:
     return folder
 
 
-def _write_processor(folder: Path) -> None:
-    """A tokenizer of one word a token, and the image processor that vLLM asks for at start-up."""
+def tokenizer(vocab: int = VOCAB) -> Any:
+    """A tokenizer of `vocab` words, one a token."""
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import Llama4ImageProcessorFast, Llama4Processor, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
-    words = [*_SPECIAL, *(f"w{number}" for number in range(VOCAB - len(_SPECIAL)))]
-    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+    words = [*_SPECIAL, *(f"w{number}" for number in range(vocab - len(_SPECIAL)))]
+    plain = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=plain,
         pad_token="<pad>",
         bos_token="<bos>",
         eos_token="<eos>",
         unk_token="<unk>",
         additional_special_tokens=_SPECIAL[4:],
     )
+
+
+def _write_processor(folder: Path) -> None:
+    """The tokenizer, and the image processor that vLLM asks for at start-up."""
+    from transformers import Llama4ImageProcessorFast, Llama4Processor
+
     Llama4Processor(
         image_processor=Llama4ImageProcessorFast(size={"height": 28, "width": 28}),
-        tokenizer=fast,
+        tokenizer=tokenizer(),
         patch_size=14,
         chat_template="{{ messages }}",
     ).save_pretrained(folder)
