@@ -68,16 +68,16 @@ class Recipe:
     """`attention_chunk_size`, in tokens."""
     layers: int = 8
     """Every fourth is global."""
-    hidden: int = 256
-    heads: int = 4
+    hidden: int = 128
+    heads: int = 2
     """Query and KV heads of 64."""
-    mlp: int = 512
+    mlp: int = 128
     """Width of the MLPs, and of the two experts of every fourth layer, of which one is taken."""
     tokens: int = 32768
     """In a step."""
-    rate: float = 1e-3
+    rate: float = 2e-3
     """Highest learning rate."""
-    warm_up: int = 100
+    warm_up: int = 50
     """Steps."""
     decay: float = 0.1
     """Weight decay."""
