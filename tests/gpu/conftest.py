@@ -33,6 +33,9 @@ TIMEOUT = 400.0
 
 ENGINES_PER_GPU = 4
 
+OF_OTHERS = ("Error in memory profiling", "No available memory for the cache blocks")
+"""What an engine dies of where others on the same GPU take or free memory meanwhile."""
+
 ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
 
 
@@ -41,7 +44,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--engines",
         type=Path,
         help="Keep here what engines answered, and take from here what they answered before: GPU "
-        "time is short. One folder for each vLLM.",
+        "time is short, and answers can be judged without. One folder for each vLLM.",
     )
 
 
@@ -60,8 +63,8 @@ def pytest_report_header() -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _gpu() -> None:
-    if not torch.cuda.is_available():
+def _gpu(pytestconfig: pytest.Config) -> None:
+    if not torch.cuda.is_available() and not pytestconfig.getoption("--engines"):
         pytest.skip("no NVIDIA GPU")
 
 
@@ -118,11 +121,12 @@ def answers(shared: Path, checkpoint: Callable[[Checkpoint], Path]) -> Callable[
 
     def get(case: Case) -> Answers:
         settings = case.settings(checkpoint(case.checkpoint))
-        text = json.dumps([dataclasses.asdict(settings), case.env], sort_keys=True)
-        folder = shared / f"engine-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+        folder = shared / f"engine-{_key(case, settings)}"
         with FileLock(f"{folder}.lock"):
             found, died = folder / "answers.json", folder / "died"
             if not found.is_file() and not died.is_file():
+                if case.gpus > torch.cuda.device_count():
+                    pytest.skip(f"needs {case.gpus} NVIDIA GPUs, or a kept answer")
                 folder.mkdir(exist_ok=True)
                 _run_engine(folder, settings, case.env, case.gpus)
         if died.is_file():
@@ -132,11 +136,19 @@ def answers(shared: Path, checkpoint: Callable[[Checkpoint], Path]) -> Callable[
     return get
 
 
+def _key(case: Case, settings: Settings) -> str:
+    """The same for the same question, wherever it is asked and however much memory there is."""
+    asked = dataclasses.asdict(settings)
+    asked["model"] = case.checkpoint.value
+    del asked["engine_args"]["gpu_memory_utilization"]
+    text = json.dumps([asked, case.env], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _run_engine(folder: Path, settings: Settings, env: Mapping[str, str], gpus: int) -> None:
     """Run `engine.py`, which leaves answers.json, or leave `died` with the error.
 
-    Further tries are for engines that start on one GPU at the same time: the profiling of one takes
-    memory that another frees meanwhile for an error.
+    Further tries are for engines that start on one GPU at the same time.
     """
     for _ in range(5):
         try:
@@ -145,7 +157,7 @@ def _run_engine(folder: Path, settings: Settings, env: Mapping[str, str], gpus: 
             (folder / "died").write_text(f"engine died: no answer after {TIMEOUT:.0f} s", "utf-8")
             return
         (folder / "log").write_text(done.stdout + done.stderr, "utf-8")
-        if "Error in memory profiling" not in done.stderr:
+        if not any(error in done.stderr for error in OF_OTHERS):
             break
     if done.returncode:
         error = f"engine died: {_last_error(done.stderr)}\n{done.stderr[-4000:]}"

@@ -104,22 +104,33 @@ def about(llm: Any) -> dict[str, str]:
 
     impls = [type(layer.impl) for layer in instances("Attention", "vllm.attention.layer")]
     config = instances("VllmConfig", "vllm.config")[0]
-    compilation = config.compilation_config
-    graphs = getattr(compilation, "cudagraph_mode", getattr(compilation, "use_cudagraph", ""))
-    is_eager = config.model_config.enforce_eager
+    engine = "V1" if ".v1." in type(llm.llm_engine).__module__ else "V0"
     return {
         "vllm": vllm.__version__,
         "torch": str(torch.__version__),
         "device": torch.cuda.get_device_name(),
         "capability": ".".join(map(str, torch.cuda.get_device_capability())),
-        "engine": "V1" if ".v1." in type(llm.llm_engine).__module__ else "V0",
+        "engine": engine,
         # The text model's layers come last.
         "backend": f"{impls[-1].__module__}.{impls[-1].__name__}" if impls else "",
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "kv_cache_dtype": str(config.cache_config.cache_dtype),
-        "compilation": f"level {int(compilation.level)}, graphs {'off' if is_eager else graphs}",
+        "compilation": compilation(config, engine),
         "prefix_caching": str(bool(config.cache_config.enable_prefix_caching)),
     }
+
+
+def compilation(config: Any, engine: str) -> str:
+    """The level of torch.compile, and which CUDA graphs."""
+    compiled = config.compilation_config
+    if config.model_config.enforce_eager:
+        graphs = "no graphs"
+    elif engine == "V0":
+        graphs = "graphs of decodes"
+    else:
+        mode = getattr(compiled, "cudagraph_mode", None)
+        graphs = f"graphs {mode.name.lower()}" if mode else "graphs piecewise"
+    return f"level {int(compiled.level)}, {graphs}"
 
 
 def prompts_of(settings: Settings) -> list[Any]:

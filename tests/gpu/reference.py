@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class EightBits:
     """Whether prompts attend to what the cache holds of them, as on V1, or to the keys and values
     themselves, as on V0."""
     of_queries: bool = False
-    """Whether the kernel takes queries in 8 bits too."""
+    """Whether the kernel takes queries in 8 bits too, and weighs values with such probabilities."""
 
     def rounded(self, tensor: torch.Tensor) -> torch.Tensor:
         """What is left of float16 values."""
@@ -52,9 +52,10 @@ class EightBits:
         def attention(
             module: Any, query: Any, key: Any, value: Any, *args: Any, **more: Any
         ) -> Any:
-            queries = self.rounded(query) if self.of_queries else query
             rounded = self.rounded(key), self.rounded(value)
-            output, weights = forward(module, queries, *rounded, *args, **more)
+            if self.of_queries:
+                return self._with_rounded_weights(module, query, *rounded, *args, **more), None
+            output, weights = forward(module, query, *rounded, *args, **more)
             if first:  # [sequences, queries, heads, head size]
                 exact, _ = forward(module, query, key, value, *args, **more)
                 output[:, :first] = exact[:, :first]
@@ -62,6 +63,29 @@ class EightBits:
 
         with patch(ATTENTION, attention):
             yield
+
+    def _with_rounded_weights(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float,
+        *_args: Any,
+        **_more: Any,
+    ) -> torch.Tensor:
+        """Attention of [sequences, heads, tokens, head size], to [sequences, tokens, heads, …].
+
+        Weights are rounded before they are divided by their sum, as kernels do it.
+        """
+        key, value = (x.repeat_interleave(module.num_key_value_groups, 1) for x in (key, value))
+        logits = self.rounded(query) @ key.transpose(2, 3) * scaling
+        if mask is not None:
+            logits = logits + mask[..., : key.shape[2]]
+        weights = (logits - logits.amax(-1, keepdim=True)).exp()
+        output = self.rounded(weights) @ value / weights.sum(-1, keepdim=True)
+        return output.transpose(1, 2).contiguous()
 
 
 class Reference:
@@ -97,15 +121,29 @@ class Reference:
         `cache` is the format of the engine's, where that costs accuracy; `image` the side and the
         number of the image in it.
         """
-        inputs = {"input_ids": torch.tensor([tokens], device=self.device)}
-        if image:
-            inputs["pixel_values"] = self.pixels(*image)
-        with torch.inference_mode():
-            if cache:
-                with cache.in_attention(prompt_len):
-                    logits = self.model(**inputs, use_cache=False).logits
+        ids = torch.tensor([tokens], device=self.device)
+        attention = cache.in_attention(prompt_len) if cache else nullcontext()
+        with torch.inference_mode(), attention:
+            if image:
+                embeddings = self._with_image(ids, prompt_len, *image)
+                logits = self.model(inputs_embeds=embeddings, use_cache=False).logits
             else:
-                logits = self.model(**inputs, use_cache=False).logits
+                logits = self.model(input_ids=ids, use_cache=False).logits
         logits = logits[0, :-1].float()
-        logprobs = logits.log_softmax(-1).gather(1, inputs["input_ids"][0, 1:, None])[:, 0]
+        logprobs = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
         return Prediction(logprobs.tolist(), logits.argmax(-1).tolist())
+
+    def _with_image(
+        self, ids: torch.Tensor, prompt_len: int, side: int, number: int
+    ) -> torch.Tensor:
+        """Embeddings of tokens, [1, tokens, hidden size], with those of the prompt's image.
+
+        A model that generates the image's token means the word: it has no place there.
+        """
+        embeddings = self.model.get_input_embeddings()(ids).clone()
+        pixels = self.pixels(side, number)
+        features = self.model.vision_model(pixels).last_hidden_state.flatten(0, -2)
+        places = (ids[0] == self.model.config.image_token_index).nonzero()[:, 0]
+        places = places[places < prompt_len]
+        embeddings[0, places] = self.model.multi_modal_projector(features)
+        return embeddings

@@ -133,7 +133,7 @@ def run(folder: Path, backends: Sequence[str], jobs: int) -> dict[tuple[Model, C
     return {
         (model, cell): one.outcome
         if one.key is None
-        else limits.judge(cell, one.dtype, computed[one.key])
+        else limits.judge(cell, one.dtype, one.key.block_size, computed[one.key])
         for (model, cell), one in found.items()
     }
 

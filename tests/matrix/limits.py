@@ -45,10 +45,12 @@ class Limit:
     dtypes: frozenset[str] = frozenset(DTYPES)
     lengths: frozenset[str] = frozenset(LENGTHS)
     releases: frozenset[str] = frozenset(RELEASES)
+    but_blocks_of: int = 0
+    """Tokens of which a KV cache's block must be a multiple for it not to hold."""
     constructed_only: bool = False
     """What was computed is known better."""
 
-    def applies(self, cell: Cell, dtype: str, outcome: Outcome) -> bool:
+    def applies(self, cell: Cell, dtype: str, block_size: int, outcome: Outcome) -> bool:
         """Return whether it holds in a cell."""
         return (
             outcome.backend in self.impls
@@ -57,6 +59,7 @@ class Limit:
             and dtype in self.dtypes
             and cell.row.length in self.lengths
             and installed_release() in self.releases
+            and not (self.but_blocks_of and block_size % self.but_blocks_of == 0)
             and not (self.constructed_only and outcome.basis == "measured")
         )
 
@@ -110,6 +113,12 @@ LIMITS = (
         capabilities=below((8, 0)),
     ),
     Limit(
+        frozenset({"v1.xformers.XFormersAttentionImpl"}),
+        "No operator found for `memory_efficient_attention_forward`",
+        "docs/gpu-results.md; xformers/ops/fmha/triton_splitk.py, BLOCK_N",
+        but_blocks_of=64,
+    ),
+    Limit(
         frozenset({"v1.triton_attn.TritonAttentionImpl"}),
         "type fp8e4nv not supported in this architecture",
         "vllm issues 7714 and 26431; triton python/triton/language/semantic.py",
@@ -127,15 +136,15 @@ LIMITS = (
 )
 
 
-def judge(cell: Cell, dtype: str, outcome: Outcome) -> Outcome:
+def judge(cell: Cell, dtype: str, block_size: int, outcome: Outcome) -> Outcome:
     """Return what becomes of a cell on the GPU, given what was found on a CPU.
 
-    `dtype` is what the cell's came to.
+    `dtype` is what the cell's came to, `block_size` the tokens of a block.
     """
     if outcome.verdict not in ("right", "wrong"):
         return outcome
     for limit in LIMITS:
-        if limit.applies(cell, dtype, outcome):
+        if limit.applies(cell, dtype, block_size, outcome):
             return _limited(outcome, limit.verdict, limit.message, limit.source)
     if outcome.backend in XFORMERS and not _xformers_runs(cell, dtype):
         message = "No operator found for `memory_efficient_attention_forward`"
