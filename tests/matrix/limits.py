@@ -5,7 +5,11 @@ It comes into play where selection has let a cell through and the layers were co
 
 from __future__ import annotations
 
+import functools
 import importlib
+import inspect
+import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from regress.releases import RELEASES, installed_release, span
@@ -32,6 +36,16 @@ def below(capability: tuple[int, int]) -> frozenset[tuple[int, int]]:
     return frozenset(one for one in CAPABILITIES if one < capability)
 
 
+@functools.cache
+def flex_masks_share_memory() -> bool:
+    """Return whether torch's CUDA graphs let the mask of one group of layers overwrite another's."""
+    module = importlib.import_module("vllm.v1.attention.backends.flex_attention")
+    made = re.search(
+        r"^create_block_mask_compiled = torch\.compile\([^)]*\)", inspect.getsource(module), re.M
+    )
+    return made is not None and '"reduce-overhead"' in made[0]
+
+
 @dataclass(frozen=True)
 class Limit:
     """Cells in which an impl cannot do what it was chosen for."""
@@ -47,6 +61,8 @@ class Limit:
     releases: frozenset[str] = frozenset(RELEASES)
     but_blocks_of: int = 0
     """Tokens of which a KV cache's block must be a multiple for it not to hold."""
+    holds: Callable[[], bool] = lambda: True
+    """Asks the installed vLLM, where that is what matters."""
     constructed_only: bool = False
     """What was computed is known better."""
 
@@ -60,6 +76,7 @@ class Limit:
             and cell.row.length in self.lengths
             and installed_release() in self.releases
             and not (self.but_blocks_of and block_size % self.but_blocks_of == 0)
+            and self.holds()
             and not (self.constructed_only and outcome.basis == "measured")
         )
 
@@ -117,6 +134,14 @@ LIMITS = (
         "No operator found for `memory_efficient_attention_forward`",
         "docs/gpu-results.md; xformers/ops/fmha/triton_splitk.py, BLOCK_N",
         but_blocks_of=64,
+    ),
+    Limit(
+        frozenset({"v1.flex_attention.FlexAttentionImpl"}),
+        "Error: accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run",
+        "vllm issue 25256: an H100 ran it",
+        # The others make one mask a step.
+        releases=span("0.10.0", "0.10.2"),
+        holds=flex_masks_share_memory,
     ),
     Limit(
         frozenset({"v1.triton_attn.TritonAttentionImpl"}),
