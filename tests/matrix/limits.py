@@ -38,7 +38,7 @@ def below(capability: tuple[int, int]) -> frozenset[tuple[int, int]]:
 
 @functools.cache
 def flex_masks_share_memory() -> bool:
-    """Return whether torch's CUDA graphs let the mask of one group of layers overwrite another's."""
+    """Return whether, in torch's CUDA graphs, one group of layers overwrites another's mask."""
     module = importlib.import_module("vllm.v1.attention.backends.flex_attention")
     made = re.search(
         r"^create_block_mask_compiled = torch\.compile\([^)]*\)", inspect.getsource(module), re.M
@@ -137,7 +137,7 @@ LIMITS = (
     ),
     Limit(
         frozenset({"v1.flex_attention.FlexAttentionImpl"}),
-        "Error: accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run",
+        "accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run",
         "vllm issue 25256: an H100 ran it",
         # The others make one mask a step.
         releases=span("0.10.0", "0.10.2"),
