@@ -614,7 +614,7 @@ def ask_vllm(
     import vllm
     from vllm import LLM, ModelRegistry, SamplingParams
 
-    from gpu.engine import COMMON, backend_of
+    from gpu.engine import about
 
     # Releases that know the class do not all list it.
     if "Llama4ForCausalLM" not in ModelRegistry.get_supported_archs():
@@ -623,13 +623,14 @@ def ask_vllm(
         )
     longest = max(each.length for each in asked)
     args = {
-        **COMMON,
+        "dtype": "float16",
+        "seed": 0,
+        "disable_log_stats": True,
         "max_model_len": longest + 512,
         "max_num_seqs": 32,
         "gpu_memory_utilization": 0.15,
         "num_gpu_blocks_override": 8192,
         "max_logprobs": VOCAB,
-        "enforce_eager": True,
         **engine_args,
     }
     llm = LLM(str(checkpoint), **args)
@@ -645,7 +646,7 @@ def ask_vllm(
         for out, each in zip(outputs, asked, strict=True)
     ]
     engine = "V1" if type(llm.llm_engine).__module__.startswith("vllm.v1.") else "V0"
-    backend = backend_of()
+    backend = about(llm)["backend"]
     label = " ".join(filter(None, ["vLLM", vllm.__version__, engine, backend.rpartition(".")[2]]))
     return Result(
         name=name or label,

@@ -250,7 +250,7 @@ def test_known_from_a_gpu(kept_run: Run, upstream: Upstream) -> None:
     runs = evidence.runs_of([gpu_case()], "patched", release, date(2026, 11, 28))
     evidence.write(upstream.root, evidence.Evidence(release="1.0").merged(runs))
     said = words(kept_run("explain", "--release", "1.0", "--gpu", "T4", "--dtype", "half").out)
-    assert "reference; 1 whole engine on an NVIDIA Made-up, 2026-11-28: right)" in said
+    assert "reference; whole engines on an NVIDIA Made-up, 2026-11-28: 1 of 1 right)" in said
     assert "reference; no GPU of this capability has run it)" in said  # stock
     for other in (("--gpu", "T4", "--kv-cache-dtype", "fp8_e5m2"), ("--gpu", "A10")):
         said = words(kept_run("explain", "--release", "1.0", *other).out)
@@ -258,7 +258,7 @@ def test_known_from_a_gpu(kept_run: Run, upstream: Upstream) -> None:
     old = [run.model_copy(update={"tree": "0" * 40, "outcome": "failed"}) for run in runs]
     evidence.write(upstream.root, evidence.Evidence(release="1.0").merged(old))
     said = words(kept_run("explain", "--release", "1.0", "--gpu", "T4", "--dtype", "half").out)
-    assert "2026-11-28, with earlier patches: wrong)" in said
+    assert "with earlier patches: 0 of 1 right, wrong in v0[xformers-graphs])" in said
 
 
 def test_refusal_is_quoted_with_the_gpu(kept_run: Run) -> None:
