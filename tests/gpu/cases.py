@@ -115,6 +115,8 @@ class Case:
     new_tokens: tuple[int, ...] = ()
     """How many tokens each prompt is continued by, if not by as many as the others."""
     gpus: int = 1
+    executor: str = "mp"
+    """What starts the workers of several GPUs: mp (multiprocessing) or ray."""
     releases: frozenset[str] = frozenset(RELEASES)
     wrong_on_stock: frozenset[str] = frozenset()
     """Releases of which the stock wheel answers wrong, or dies."""
@@ -147,6 +149,7 @@ class Case:
             prompts = [[*each[:20], IMAGE_TOKEN, *each[20:]] for each in prompts]
         if self.gpus > 1:
             args["tensor_parallel_size"] = self.gpus
+            args["distributed_executor_backend"] = self.executor
         return Settings(
             str(model),
             prompts,
@@ -192,6 +195,7 @@ def v0_cases(backend: str, env: Mapping[str, str]) -> list[Case]:
         ),
         Case(f"{backend}-few-at-a-time", env, {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
         Case(f"{backend}-tensor-parallel", env, gpus=2),
+        Case(f"{backend}-ray", env, gpus=2, executor="ray"),
     ]
 
 
@@ -334,6 +338,7 @@ V1_CASES = [
     v1("few-at-a-time", {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
     v1("prefix-caching", PREFIX_CACHING, is_cached=True, has_prompt_logprobs=False),
     v1("tensor-parallel", gpus=2),
+    v1("ray", gpus=2, executor="ray"),
     v1(
         "awq",
         {"quantization": "moe_wna16"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -36,7 +37,12 @@ ENGINES_PER_GPU = 4
 OF_OTHERS = ("Error in memory profiling", "No available memory for the cache blocks")
 """What an engine dies of where others on the same GPU take or free memory meanwhile."""
 
-ENV = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
+ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    # Workers are asked for their backend by a function, not by a name.
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -127,6 +133,8 @@ def answers(shared: Path, checkpoint: Callable[[Checkpoint], Path]) -> Callable[
             if not found.is_file() and not died.is_file():
                 if case.gpus > torch.cuda.device_count():
                     pytest.skip(f"needs {case.gpus} NVIDIA GPUs, or a kept answer")
+                if case.executor == "ray" and not importlib.util.find_spec("ray"):
+                    pytest.skip("needs Ray")
                 folder.mkdir(exist_ok=True)
                 _run_engine(folder, settings, case.env, case.gpus)
         if died.is_file():

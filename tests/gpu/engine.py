@@ -68,7 +68,7 @@ class Answers:
 
     @property
     def backend(self) -> str:
-        """Module and class of the attention impl, or "" where the layers are in another process."""
+        """Module and class of the attention impl that all workers have."""
         return self.about["backend"]
 
     @classmethod
@@ -97,13 +97,22 @@ def instances(name: str, module: str) -> list[Any]:
     return [each for each in gc.get_objects() if issubclass(type(each), cls)]
 
 
+def backend_of(_worker: object = None) -> str:
+    """Module and class of the attention impl in this process, of a worker or not."""
+    impls = [type(layer.impl) for layer in instances("Attention", "vllm.attention.layer")]
+    # The text model's layers come last.
+    return f"{impls[-1].__module__}.{impls[-1].__name__}" if impls else ""
+
+
 def about(llm: Any) -> dict[str, str]:
     """Say what ran."""
     import torch
     import vllm
 
-    impls = [type(layer.impl) for layer in instances("Attention", "vllm.attention.layer")]
     config = instances("VllmConfig", "vllm.config")[0]
+    workers = [backend_of()]
+    if config.parallel_config.world_size > 1:
+        workers = llm.collective_rpc(backend_of)
     engine = "V1" if ".v1." in type(llm.llm_engine).__module__ else "V0"
     return {
         "vllm": vllm.__version__,
@@ -111,8 +120,8 @@ def about(llm: Any) -> dict[str, str]:
         "device": torch.cuda.get_device_name(),
         "capability": ".".join(map(str, torch.cuda.get_device_capability())),
         "engine": engine,
-        # The text model's layers come last.
-        "backend": f"{impls[-1].__module__}.{impls[-1].__name__}" if impls else "",
+        "backend": " and ".join(sorted(set(workers))),
+        "workers": str(len(workers)),
         "dtype": str(config.model_config.dtype).removeprefix("torch."),
         "kv_cache_dtype": str(config.cache_config.cache_dtype),
         "compilation": compilation(config, engine),
