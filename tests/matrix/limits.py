@@ -138,7 +138,7 @@ LIMITS = (
     Limit(
         frozenset({"v1.flex_attention.FlexAttentionImpl"}),
         "accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run",
-        "vllm issue 25256: an H100 ran it",
+        "vllm issue 25256, and a run on an H100",
         # The others make one mask a step.
         releases=span("0.10.0", "0.10.2"),
         holds=flex_masks_share_memory,

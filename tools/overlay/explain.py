@@ -411,13 +411,14 @@ def known_from(outcome: Outcome) -> str:
         "measured": "measured on CPU stand-ins: one layer, against a reference",
         "constructed": "the layers were constructed, not computed",
     }
-    return known.get(outcome.basis, f"not run; known from {outcome.basis}")
+    return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
 
 
 def _on_gpus(side: Side) -> list[str]:
     """What whole engines say of it."""
     if not side.runs:
-        return ["no GPU of this capability has run it"]
+        is_known = side.outcome.verdict in ("right", "wrong")
+        return ["no GPU of this capability has run it"] if is_known else []
     last = max(side.runs, key=lambda run: run.date)
     is_of_now = all(run.tree == side.tree for run in side.runs)
     earlier = "" if is_of_now else ", with earlier patches"
