@@ -308,7 +308,7 @@ def new_model(recipe: Recipe, device: str) -> Any:
         num_key_value_heads=recipe.heads,
         max_position_embeddings=16 * recipe.chunk,
         attention_chunk_size=recipe.chunk,
-        no_rope_layers=[int((layer + 1) % 4 != 0) for layer in range(recipe.layers)],
+        no_rope_layers=(llama4_checkpoint.NO_ROPE_LAYERS * recipe.layers)[: recipe.layers],
         interleave_moe_layer_step=4,
         use_qk_norm=False,  # else no logit exceeds 8, and no head can look at one token only
         initializer_range=recipe.init,
@@ -475,9 +475,14 @@ def examine(model: Any, lengths: Iterable[int], per_cell: int, device: str) -> d
     """The share of exact answers by length, to questions other than those of `ask`."""
     asked = questions(lengths, per_cell, seed=SEED + 1)
     model.eval()
-    cells = by_length(count(asked, answers_of(lambda t: logits_of(model, t, 3), asked, device)))
+    cells = count(asked, answers_of(lambda t: logits_of(model, t, 3), asked, device))
     model.train()
-    return {length: cell.exact / cell.asked for length, cell in cells.items()}
+    return shares_of(cells)
+
+
+def shares_of(cells: Iterable[Cell]) -> dict[int, float]:
+    """The share of exact answers by length."""
+    return {length: cell.exact / cell.asked for length, cell in by_length(cells).items()}
 
 
 def shown(shares: dict[int, float]) -> str:
@@ -499,8 +504,7 @@ def train(recipe: Recipe, folder: Path) -> None:
     per_cell = 20 if device == "cuda" else 10
     asked = questions(recipe.lengths, per_cell)
     logits = transformers_logits(folder, device, is_global=False)
-    cells = by_length(count(asked, answers_of(logits, asked, device)))
-    shares = {length: cell.exact / cell.asked for length, cell in cells.items()}
+    shares = shares_of(count(asked, answers_of(logits, asked, device)))
     print(f"saved; Transformers in fp32 answers exactly {shown(shares)}", flush=True)
     if min(shares.values()) < 0.95:
         print("the model does not reach 95 % at every length", flush=True)
@@ -611,7 +615,6 @@ def ask_vllm(
 ) -> Result:
     """Put the questions to vLLM, which decodes the answers."""
     import transformers
-    import vllm
     from vllm import LLM, ModelRegistry, SamplingParams
 
     from gpu.engine import about
@@ -645,19 +648,19 @@ def ask_vllm(
         (list(out.outputs[0].token_ids), out.outputs[0].logprobs[0][each.answer[0]].logprob)
         for out, each in zip(outputs, asked, strict=True)
     ]
-    engine = "V1" if type(llm.llm_engine).__module__.startswith("vllm.v1.") else "V0"
-    backend = about(llm)["backend"]
-    label = " ".join(filter(None, ["vLLM", vllm.__version__, engine, backend.rpartition(".")[2]]))
+    ran = about(llm)
+    engine, backend = ran["engine"], ran["backend"]
+    label = " ".join(filter(None, ["vLLM", ran["vllm"], engine, backend.rpartition(".")[2]]))
     return Result(
         name=name or label,
         engine=engine,
         backend=backend,
         chunk=chunk_of(checkpoint),
         is_global=False,
-        device=torch.cuda.get_device_name(),
+        device=ran["device"],
         versions={
-            "vllm": vllm.__version__,
-            "torch": torch.__version__,
+            "vllm": ran["vllm"],
+            "torch": ran["torch"],
             "transformers": transformers.__version__,
         },
         seconds=seconds,
@@ -779,8 +782,7 @@ def ask(options: argparse.Namespace) -> None:
     else:
         result = ask_vllm(options.checkpoint, asked, options.name, json.loads(options.engine_args))
     options.out.write_text(json.dumps(asdict(result), indent=1) + "\n", "utf-8")
-    shares = {n: cell.exact / cell.asked for n, cell in by_length(result.cells).items()}
-    print(f"{result.name}: {shown(shares)} in {result.seconds:.1f} s", flush=True)
+    print(f"{result.name}: {shown(shares_of(result.cells))} in {result.seconds:.1f} s", flush=True)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from llama4_checkpoint import CHUNK, VOCAB
+from regress.expected import SAMPLER_MISSING
 from regress.releases import RELEASES, span
 
 from .engine import IMAGE_TOKEN, Settings
@@ -243,9 +244,6 @@ SELECTED = [
 """Nothing forced, in float16: V1 FlashAttention, which stock selects on Hopper, fails or misreads
 the cache."""
 
-V0_CHUNKED = span("0.8.3", "0.10.2")
-SAMPLER_MISSING = span("0.8.3", "0.8.3")
-"""Stock's first sampling step dies."""
 TEXT_ONLY_MODE = span("0.10.1", "0.10.2")
 """Stock's compiled language model reads embeddings from where others were."""
 TEXT_MODEL = span("0.8.4", "0.10.0")

@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from .cases import V0_FLASH, V0_XFORMERS
+
 CHUNK = 8192
 BLOCK = 16
 HEADS, KV_HEADS, HEAD_SIZE = 40, 8, 128
@@ -233,21 +235,17 @@ def bench_layer(backend: str) -> dict[str, Any]:
     return {"milliseconds": times, "ratios": ratios(times)}
 
 
-@dataclass(frozen=True)
-class Scout:
-    """An engine at Llama 4 Scout's shape, with few of its layers and random weights."""
-
-    layers: int = 4
-    """Three RoPE layers and one without positions."""
-    new_tokens: int = 64
-    most: int = 4
-    """Prompts at a time."""
-
-
-SCOUT = Scout()
+LAYERS = 4
+"""Of an engine at Scout's shape: three RoPE layers and one without positions."""
+NEW_TOKENS, MOST_PROMPTS = 64, 4
 LENGTHS = (4096, 16384, 65536, 131000)
 """Tokens of a prompt: below a chunk, and of many chunks."""
 ENGINE_ROUNDS = 5
+ENVIRONMENTS = {
+    "xformers": V0_XFORMERS,
+    "flash_attn": V0_FLASH,
+    "v1": {"VLLM_USE_V1": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
+}
 
 
 def scout_config() -> Any:
@@ -259,13 +257,13 @@ def scout_config() -> Any:
         hidden_size=5120,
         intermediate_size=8192,
         intermediate_size_mlp=16384,
-        num_hidden_layers=SCOUT.layers,
+        num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_SIZE,
         max_position_embeddings=2 * LONG,
         attention_chunk_size=CHUNK,
-        no_rope_layers=[int((layer + 1) % 4 != 0) for layer in range(SCOUT.layers)],
+        no_rope_layers=llama4_checkpoint.NO_ROPE_LAYERS,
         num_local_experts=16,
         architectures=["Llama4ForCausalLM"],
         torch_dtype="bfloat16",
@@ -281,7 +279,7 @@ def serve_engine(model: str) -> None:
         load_format="dummy",
         skip_tokenizer_init=True,
         max_model_len=LONG + 1024,
-        max_num_seqs=SCOUT.most,
+        max_num_seqs=MOST_PROMPTS,
         gpu_memory_utilization=0.45,
         enable_prefix_caching=False,
         disable_log_stats=True,
@@ -301,7 +299,7 @@ def serve_engine(model: str) -> None:
     print("ready", file=sys.__stdout__, flush=True)
     for line in sys.stdin:
         count, length = map(int, line.split())
-        found = [seconds(count, length, tokens) for tokens in (1, 1 + SCOUT.new_tokens)]
+        found = [seconds(count, length, tokens) for tokens in (1, 1 + NEW_TOKENS)]
         print(json.dumps(found), file=sys.__stdout__, flush=True)
 
 
@@ -371,7 +369,7 @@ def rates(count: int, length: int, runs: list[list[float]]) -> dict[str, float]:
     """Medians of tokens a second: of the prompts, and of new tokens."""
     prompt = statistics.median(alone for alone, _ in runs)
     decode = statistics.median(both - alone for alone, both in runs)
-    return {"prompt": count * length / prompt, "decode": count * SCOUT.new_tokens / decode}
+    return {"prompt": count * length / prompt, "decode": count * NEW_TOKENS / decode}
 
 
 def main() -> None:
@@ -386,7 +384,7 @@ def main() -> None:
     engines.add_argument("--backend", choices=[*ENVIRONMENTS], required=True)
     engines.add_argument("--stock", required=True, metavar="PYTHONPATH")
     engines.add_argument("--patched", required=True, metavar="PYTHONPATH")
-    engines.add_argument("--counts", type=int, nargs="+", default=[1, SCOUT.most])
+    engines.add_argument("--counts", type=int, nargs="+", default=[1, MOST_PROMPTS])
     engines.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     engines.add_argument("--rounds", type=int, default=ENGINE_ROUNDS)
     commands.add_parser("serve").add_argument("model")
@@ -410,13 +408,6 @@ def main() -> None:
         "backend": args.backend,
     }
     print(json.dumps({**about, **found}, indent=1))
-
-
-ENVIRONMENTS = {
-    "xformers": {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "XFORMERS"},
-    "flash_attn": {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "FLASH_ATTN"},
-    "v1": {"VLLM_USE_V1": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
-}
 
 
 if __name__ == "__main__":

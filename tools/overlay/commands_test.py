@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -17,7 +17,6 @@ from overlay import regress as regress_module
 from overlay import upstream as upstream_module
 from overlay.console import err, out, print_json
 from overlay.errors import Exit
-from overlay.matrix import Variant
 from overlay.options import (
     EPILOG,
     all_option,
@@ -27,7 +26,6 @@ from overlay.options import (
     work_option,
 )
 from overlay.results import Verdict
-from overlay.versions import Release
 from overlay.workspace import Workspace
 
 
@@ -114,19 +112,18 @@ def judge(
     """
     before, after = map(junit.read, (stock, patched))
     if keep:
-        _keep(workspace, workspace.versions.get(release), {"stock": stock, "patched": patched})
+        one = workspace.versions.get(release)
+        runs = evidence.runs_of(before, "stock", one, junit.day_of(stock))
+        runs += evidence.runs_of(after, "patched", one, junit.day_of(patched))
+        _keep(workspace.project.root, one.name, runs)
     if markdown:
         out.print(regress_module.markdown(before, after), markup=False, soft_wrap=True)
     _report(regress_module.judge(release, before, after), as_json)
 
 
-def _keep(workspace: Workspace, release: Release, files: Mapping[Variant, Path]) -> None:
-    """Add the engines of two runs to those that are kept."""
-    root = workspace.project.root
-    kept = evidence.read(root, release.name)
-    for variant, file in files.items():
-        runs = evidence.runs_of(junit.read(file), variant, release, junit.day_of(file))
-        kept = kept.merged(runs)
+def _keep(root: Path, release: str, runs: Sequence[evidence.Run]) -> None:
+    """Add engines to those that are kept."""
+    kept = evidence.read(root, release).merged(runs)
     path = evidence.write(root, kept)
     err.print(f"{path.relative_to(root)}: {len(kept.runs)} runs", markup=False)
 

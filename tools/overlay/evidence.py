@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from overlay import gpus, junit
 from overlay.errors import Exit, OverlayError
-from overlay.matrix import FOLDER, Cell, Outcome, Variant
+from overlay.matrix import FOLDER, Cell, Outcome, Variant, write_text
 from overlay.versions import Release
 
 SCHEMA = 1
@@ -161,13 +161,4 @@ def write(root: Path, evidence: Evidence) -> Path:
     Raises:
         OverlayError: the folder can't be written.
     """
-    path = path_of(root, evidence.release)
-    try:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(dumps(evidence), "utf-8")
-    except OSError as error:
-        raise OverlayError(
-            f"cannot write {path}", error.strerror or str(error), "Make its folder writable",
-            Exit.ENVIRONMENT,
-        ) from error  # fmt: skip
-    return path
+    return write_text(path_of(root, evidence.release), dumps(evidence))

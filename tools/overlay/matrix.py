@@ -294,10 +294,18 @@ def write(root: Path, matrix: Matrix) -> Path:
     Raises:
         OverlayError: the folder can't be written.
     """
-    path = path_of(root, matrix.release, matrix.variant)
+    return write_text(path_of(root, matrix.release, matrix.variant), dumps(matrix))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write one of the folder's files. Returns it.
+
+    Raises:
+        OverlayError: the folder can't be written.
+    """
     try:
         path.parent.mkdir(exist_ok=True)
-        path.write_text(dumps(matrix), "utf-8")
+        path.write_text(text, "utf-8")
     except OSError as error:
         raise OverlayError(
             f"cannot write {path}", error.strerror or str(error), "Make its folder writable",
