@@ -18,6 +18,11 @@ CHUNK = 64
 VOCAB = 256
 NO_ROPE_LAYERS = [1, 1, 1, 0]
 """Three layers with positions and chunks, then one with neither, as in the released models."""
+DEEP: dict[str, Any] = {
+    "num_hidden_layers": 2 * len(NO_ROPE_LAYERS),
+    "no_rope_layers": 2 * NO_ROPE_LAYERS,
+}
+"""Changes of the config for twice the layers."""
 
 _SPECIAL = ["<pad>", "<bos>", "<eos>", "<unk>", "<|image|>", "<|image_start|>", "<|image_end|>",
             "<|patch|>", "<|tile_x_separator|>", "<|tile_y_separator|>"]  # fmt: skip
@@ -87,11 +92,12 @@ def randomise(model: Any) -> None:
             weight.data.mul_(8)
 
 
-def write(folder: Path, multimodal: bool) -> Path:
+def write(folder: Path, multimodal: bool, **changes: Any) -> Path:
     """Write config, weights, tokenizer and processor into `folder`, and return it.
 
     `multimodal` is the architecture that all releases know (`Llama4ForConditionalGeneration`); the
-    text model alone (`Llama4ForCausalLM`) is what prefix caching works with on V0.
+    text model alone (`Llama4ForCausalLM`) is what prefix caching works with on V0. `changes` are those
+    of `text_config`.
     """
     from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
 
@@ -100,14 +106,14 @@ def write(folder: Path, multimodal: bool) -> Path:
     if multimodal:
         config = Llama4Config(
             vision_config=_vision_config(),
-            text_config=text_config(),
+            text_config=text_config(**changes),
             boi_token_index=5,
             eoi_token_index=6,
             image_token_index=7,
         )
         model = Llama4ForConditionalGeneration(config)
     else:
-        model = Llama4ForCausalLM(text_config())
+        model = Llama4ForCausalLM(text_config(**changes))
     randomise(model)
     model.to(torch.float16).save_pretrained(folder)
     _write_processor(folder)

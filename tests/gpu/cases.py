@@ -63,10 +63,17 @@ class Checkpoint(Enum):
 
     IMAGES = "images"
     """`Llama4ForConditionalGeneration`, as the released models."""
+    DEEP = "deep"
+    """The same with twice the layers: halves of it have layers of the same kinds, as halves of the
+    released models have."""
     TEXT = "text"
     """`Llama4ForCausalLM`."""
     AWQ = "awq"
     """`Llama4ForCausalLM` with experts of 4 bits."""
+
+    @property
+    def reads_images(self) -> bool:
+        return self in (Checkpoint.IMAGES, Checkpoint.DEEP)
 
 
 class Images(Enum):
@@ -116,6 +123,8 @@ class Case:
     new_tokens: tuple[int, ...] = ()
     """How many tokens each prompt is continued by, if not by as many as the others."""
     gpus: int = 1
+    split: str = "tensor"
+    """What several GPUs share: the layers (tensor), or the model in stages (pipeline)."""
     executor: str = "mp"
     """What starts the workers of several GPUs: mp (multiprocessing) or ray."""
     releases: frozenset[str] = frozenset(RELEASES)
@@ -144,12 +153,12 @@ class Case:
         new_tokens = min(NEW_TOKENS, self.max_len - max(lengths))
         prompts = [torch.randint(10, VOCAB, (n,), generator=random).tolist() for n in lengths]
         args: dict[str, Any] = {**self.base, **self.engine_args}
-        if self.checkpoint is Checkpoint.IMAGES and self.images is Images.OFF:
+        if self.checkpoint.reads_images and self.images is Images.OFF:
             args["limit_mm_per_prompt"] = {"image": 0}
         if self.images is Images.SHOWN:
             prompts = [[*each[:20], IMAGE_TOKEN, *each[20:]] for each in prompts]
         if self.gpus > 1:
-            args["tensor_parallel_size"] = self.gpus
+            args[f"{self.split}_parallel_size"] = self.gpus
             args["distributed_executor_backend"] = self.executor
         return Settings(
             str(model),
@@ -197,6 +206,7 @@ def v0_cases(backend: str, env: Mapping[str, str]) -> list[Case]:
         Case(f"{backend}-few-at-a-time", env, {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
         Case(f"{backend}-tensor-parallel", env, gpus=2),
         Case(f"{backend}-ray", env, gpus=2, executor="ray"),
+        Case(f"{backend}-pipeline-parallel", env, gpus=2, split="pipeline"),
     ]
 
 
@@ -302,6 +312,9 @@ def v1(
         # To 0.8.5 it borrows FlashAttention's metadata builder, which for version 3 plans what
         # Triton lacks.
         env["VLLM_FLASH_ATTN_VERSION"] = "2"
+    if more.get("split") == "pipeline":
+        # An engine core in the caller's process does not wait for stages.
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
     return Case(
         f"v1-{name}",
         env,
@@ -337,6 +350,13 @@ V1_CASES = [
     v1("prefix-caching", PREFIX_CACHING, is_cached=True, has_prompt_logprobs=False),
     v1("tensor-parallel", gpus=2),
     v1("ray", gpus=2, executor="ray"),
+    v1(
+        "pipeline-parallel",
+        gpus=2,
+        split="pipeline",
+        checkpoint=Checkpoint.DEEP,
+        releases=span("0.9.0", "0.10.2"),
+    ),
     v1(
         "awq",
         {"quantization": "moe_wna16"},

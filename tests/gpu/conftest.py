@@ -98,7 +98,8 @@ def checkpoint(shared: Path) -> Callable[[Checkpoint], Path]:
                 if which is Checkpoint.AWQ:
                     quantised.write_awq(partial)
                 else:
-                    llama4_checkpoint.write(partial, which is Checkpoint.IMAGES)
+                    changes = llama4_checkpoint.DEEP if which is Checkpoint.DEEP else {}
+                    llama4_checkpoint.write(partial, which.reads_images, **changes)
                 partial.rename(folder)
         return folder
 
@@ -115,7 +116,7 @@ def reference(checkpoint: Callable[[Checkpoint], Path]) -> Callable[[Checkpoint]
             folder = checkpoint(which)
             if which is Checkpoint.AWQ:
                 folder = folder / quantised.EXACT
-            loaded[which] = Reference(folder, which is Checkpoint.IMAGES)
+            loaded[which] = Reference(folder, which.reads_images)
         return loaded[which]
 
     return get

@@ -7,12 +7,14 @@ Environment variables choose engine and backend, and vLLM reads some of them onc
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,16 +106,16 @@ def backend_of(_worker: object = None) -> str:
     return f"{impls[-1].__module__}.{impls[-1].__name__}" if impls else ""
 
 
-def about(llm: Any) -> dict[str, str]:
-    """Say what ran."""
+def about(llm: Any, ask_workers: Callable[..., list[str]]) -> dict[str, str]:
+    """Say what ran; `ask_workers` calls a function in each worker."""
     import torch
     import vllm
 
     config = instances("VllmConfig", "vllm.config")[0]
     workers = [backend_of()]
     if config.parallel_config.world_size > 1:
-        workers = llm.collective_rpc(backend_of)
-    engine = "V1" if ".v1." in type(llm.llm_engine).__module__ else "V0"
+        workers = ask_workers(backend_of)
+    engine = "V1" if ".v1." in type(getattr(llm, "llm_engine", llm)).__module__ else "V0"
     return {
         "vllm": vllm.__version__,
         "torch": str(torch.__version__),
@@ -155,12 +157,11 @@ def prompts_of(settings: Settings) -> list[Any]:
     ]
 
 
-def run(settings: Settings) -> Answers:
-    """Start an engine, generate, and collect tokens and log-probabilities."""
-    from vllm import LLM, SamplingParams
+def sampling_of(settings: Settings) -> list[Any]:
+    """Greedy, for each prompt."""
+    from vllm import SamplingParams
 
-    llm = LLM(settings.model, **settings.engine_args)
-    sampling = [
+    return [
         SamplingParams(
             temperature=0.0,
             max_tokens=new_tokens,
@@ -171,13 +172,48 @@ def run(settings: Settings) -> Answers:
         )
         for new_tokens in settings.new_tokens
     ]
-    prompts = prompts_of(settings)
+
+
+def run(settings: Settings) -> Answers:
+    """Start an engine, generate, and collect tokens and log-probabilities."""
+    from vllm import LLM
+
+    llm = LLM(settings.model, **settings.engine_args)
+    prompts, sampling = prompts_of(settings), sampling_of(settings)
     if settings.is_cached:
         llm.generate(prompts, sampling, use_tqdm=False)
     start = time.perf_counter()
     outputs = llm.generate(prompts, sampling, use_tqdm=False)
     seconds = time.perf_counter() - start
-    return Answers(about(llm), seconds, [answer(o) for o in outputs])
+    return Answers(about(llm, llm.collective_rpc), seconds, [answer(o) for o in outputs])
+
+
+def is_v0_pipeline(settings: Settings) -> bool:
+    """Whether the engine is one that `LLM` refuses."""
+    stages = settings.engine_args.get("pipeline_parallel_size", 1)
+    return stages > 1 and os.environ.get("VLLM_USE_V1") == "0"
+
+
+async def run_pipeline(settings: Settings) -> Answers:
+    """Do the same with V0's asynchronous engine, the only one of its engines that has stages."""
+    from vllm import AsyncEngineArgs, AsyncLLMEngine
+
+    # LLM's default; no server reads the statistics.
+    args = AsyncEngineArgs(settings.model, **{"disable_log_stats": True, **settings.engine_args})
+    engine = AsyncLLMEngine.from_engine_args(args)
+    # Once requests run, the workers of the stages are in a loop that answers nothing else.
+    what_runs = about(engine.engine, engine.engine.collective_rpc)
+
+    async def last(number: int, prompt: Any, sampling: Any) -> Any:
+        outputs = [each async for each in engine.generate(prompt, sampling, f"request-{number}")]
+        return outputs[-1]
+
+    asked = zip(prompts_of(settings), sampling_of(settings), strict=True)
+    start = time.perf_counter()
+    outputs = await asyncio.gather(*(last(i, *each) for i, each in enumerate(asked)))
+    seconds = time.perf_counter() - start
+    engine.shutdown_background_loop()
+    return Answers(what_runs, seconds, [answer(o) for o in outputs])
 
 
 def answer(output: Any) -> Answer:
@@ -188,7 +224,8 @@ def answer(output: Any) -> Answer:
     entries = [*(output.prompt_logprobs or [None] * len(prompt)), *completion.logprobs]
     first = 1 if output.prompt_logprobs else len(prompt)
     pairs = zip(tokens[first:], entries[first:], strict=True)
-    logprobs = [entry[token].logprob for token, entry in pairs]
+    # An engine that says nothing of a token that it was given or gave is wrong there.
+    logprobs = [entry[token].logprob if token in entry else -math.inf for token, entry in pairs]
     return Answer(tokens, len(prompt), logprobs, first, output.num_cached_tokens or 0)
 
 
@@ -223,7 +260,8 @@ def main(arguments: Sequence[str]) -> None:
     """Read settings, run, write answers."""
     source, target = map(Path, arguments)
     settings = Settings(**json.loads(source.read_text("utf-8")))
-    target.write_text(json.dumps(asdict(run(settings))), "utf-8")
+    answers = asyncio.run(run_pipeline(settings)) if is_v0_pipeline(settings) else run(settings)
+    target.write_text(json.dumps(asdict(answers)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ class Run(_Model):
     device: str
     capability: str
     torch: str
+    workers: int = 1
+    """GPUs that it was spread over, a process each."""
     date: date
     tree: str
     """Git tree id of the sources that ran: it speaks of no other patches."""
@@ -117,6 +119,7 @@ def _run(case: junit.Case, variant: Variant, tree: str, day: date) -> Run:
         device=about["device"],
         capability=about["capability"],
         torch=about["torch"],
+        workers=int(about.get("workers", "1")),
         date=day,
         tree=tree,
     )
