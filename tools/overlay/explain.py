@@ -31,6 +31,7 @@ BESIDES = {
     "llama4-qk-norm": "Scout's queries and keys are normed wrongly, at any length",
     "llama4-sampler": "prompt_logprobs kill the V1 engine",
     "local-attention-clip": "V1 dies near a max_model_len that is no multiple of the chunk",
+    "llama4-image-dtype": "with images and any dtype but bfloat16, it dies at start-up",
     "llama4-images-off": "with --limit-mm-per-prompt '{\"image\": 0}', V1 with CUDA graphs answers "
     "garbage",
 }
