@@ -96,8 +96,8 @@ def write(folder: Path, multimodal: bool, **changes: Any) -> Path:
     """Write config, weights, tokenizer and processor into `folder`, and return it.
 
     `multimodal` is the architecture that all releases know (`Llama4ForConditionalGeneration`); the
-    text model alone (`Llama4ForCausalLM`) is what prefix caching works with on V0. `changes` are those
-    of `text_config`.
+    text model alone (`Llama4ForCausalLM`) is what prefix caching works with on V0. `changes` are
+    those of `text_config`.
     """
     from transformers import Llama4Config, Llama4ForCausalLM, Llama4ForConditionalGeneration
 
