@@ -648,7 +648,7 @@ def ask_vllm(
         (list(out.outputs[0].token_ids), out.outputs[0].logprobs[0][each.answer[0]].logprob)
         for out, each in zip(outputs, asked, strict=True)
     ]
-    ran = about(llm)
+    ran = about(llm, llm.collective_rpc)
     engine, backend = ran["engine"], ran["backend"]
     label = " ".join(filter(None, ["vLLM", ran["vllm"], engine, backend.rpartition(".")[2]]))
     return Result(
