@@ -24,6 +24,7 @@ import pytest
 from overlay import cli, lock
 from overlay.console import Progress
 from overlay.index import IndexSettings
+from overlay.official import record_digests
 from overlay.project import Project
 from overlay.sources import Cache, Fetcher
 from overlay.workspace import Workspace
@@ -137,7 +138,8 @@ class Upstream:
     def lock(self) -> None:
         """Pin the trees of the series as they are."""
         workspace = self.workspace()
-        changes = lock.compute(workspace, workspace.versions.releases.values())
+        releases = workspace.versions.releases.values()
+        changes = lock.compute(workspace, releases, record_digests)
         lock.write(self.root / "VERSIONS.toml", changes)
 
     def patch(

@@ -12,9 +12,10 @@ import stamina
 
 from made_upstream import WHEEL, Upstream
 from overlay.console import Progress
+from overlay.digest import sha256
 from overlay.errors import Exit, OverlayError
 from overlay.index import ATTEMPTS, IndexSettings
-from overlay.sources import Cache, Fetcher, sha256
+from overlay.sources import Cache, Fetcher
 
 from . import bad_server as bad
 from .bad_server import PATIENCE, Act, Script, other, serve, stated, status

@@ -23,8 +23,8 @@ from pathlib import Path
 
 from made_upstream import Upstream, git
 from overlay import cli
+from overlay.digest import sha256
 from overlay.index import IndexSettings
-from overlay.sources import sha256
 
 #: What a killed run leaves running becomes a child of this process, which can wait for it.
 PR_SET_CHILD_SUBREAPER = 36

@@ -30,9 +30,9 @@ from made_upstream import (
     release,
     write_wheel,
 )
-from overlay import archive, versions, wheel
+from overlay import archive, plan, versions
 from overlay.cli import COMMANDS, cli
-from overlay.environment import find_uv
+from overlay.uv import find_uv
 
 from .test_inplace import put
 
@@ -174,7 +174,7 @@ def test_the_sessions_of_ci_are_the_command_lines() -> None:
 def test_the_result_is_what_build_writes() -> None:
     known = versions.load(ROOT / "VERSIONS.toml")
     shown = (ROOT / "README.md").read_text().split("<!-- result -->\n```\n")[1].split("```")[0]
-    name = wheel.file_name(known, known.get("0.8.5.post1"))
+    name = plan.file_name(known, known.get("0.8.5.post1"))
     assert shown == f"pip install '…/dist/{name}'\n"
 
 

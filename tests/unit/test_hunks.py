@@ -9,15 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from overlay.errors import OverlayError
-from overlay.hunks import (
-    FileDiff,
-    MatchKind,
-    apply_hunks,
-    is_applied,
-    is_safe_path,
-    parse_diff,
-    split_lines,
-)
+from overlay.hunks import FileDiff, MatchKind, apply_hunks, is_applied, parse_diff, split_lines
+from overlay.paths import is_safe_path
 
 DIFF = """diff --git a/f.py b/f.py
 index 1111111111111111111111111111111111111111..2222222222222222222222222222222222222222 100644

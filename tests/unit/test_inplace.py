@@ -17,10 +17,10 @@ import pytest
 
 from made_upstream import WHEEL, Ran, Upstream, accept_use_irope, git
 from overlay import inplace, record, site_files, wheel
-from overlay.environment import find_uv
 from overlay.errors import Exit, OverlayError
 from overlay.inplace import Done
 from overlay.probe import Python
+from overlay.uv import find_uv
 
 from . import kill_everywhere
 

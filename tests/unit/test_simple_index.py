@@ -19,8 +19,8 @@ import pytest
 
 from made_upstream import Ran, Upstream
 from overlay import simple_index, wheel
-from overlay.environment import find_uv
 from overlay.errors import Exit, OverlayError
+from overlay.uv import find_uv
 
 NAME = "vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
 WANTED = "vllm==1.0+llama4.1"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from overlay.errors import Exit, OverlayError
-from overlay.hunks import is_safe_path
+from overlay.paths import is_safe_path
 
 #: An unpacked vLLM sdist is 27 to 45 MB; a member or a whole beyond these is no sdist.
 MAX_MEMBER = 64 << 20

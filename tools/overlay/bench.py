@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from overlay.environment import find_uv
 from overlay.errors import Exit, OverlayError
+from overlay.uv import find_uv
 from overlay.versions import Release
 from overlay.workspace import Workspace
 

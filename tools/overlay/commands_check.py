@@ -11,6 +11,7 @@ from overlay import lock as lock_module
 from overlay import validate as validate_module
 from overlay.console import err, out, print_json
 from overlay.errors import Exit
+from overlay.official import record_digests
 from overlay.options import EPILOG, all_option, demand_names, json_option, pass_workspace
 from overlay.workspace import Workspace
 
@@ -89,7 +90,8 @@ def lock(workspace: Workspace, releases: tuple[str, ...], everything: bool, dry_
       vllm-overlay lock 0.8.3
     """
     demand_names(releases, everything)
-    changes = lock_module.compute(workspace, workspace.versions.select(releases, patched=False))
+    chosen = workspace.versions.select(releases, patched=False)
+    changes = lock_module.compute(workspace, chosen, record_digests)
     real = [change for change in changes if change.is_change]
     for change in real:
         out.print(f"{change.release} {change.key}: {change.old} -> {change.new}")

@@ -19,6 +19,7 @@ from unidiff.patch import Hunk as ParsedHunk
 from unidiff.patch import PatchedFile, PatchSet
 
 from overlay.errors import Exit, OverlayError
+from overlay.paths import is_safe_path
 
 #: Header lines of a git diff that the overlay refuses, and what each is.
 _REFUSED = {
@@ -32,8 +33,6 @@ _REFUSED = {
     "Binary files": "a binary hunk",
 }
 _NEW_MODE = re.compile(r"(?:new|deleted) file mode (\d+)")
-#: The longest path, in characters, and the longest name in it, in bytes, that Linux takes.
-_MAX_PATH, _MAX_NAME = 1024, 255
 _DIFF = re.compile(r"diff --git a/(?P<old>.+) b/(?P<new>.+)")
 
 
@@ -174,21 +173,6 @@ def _file_diff(parsed: PatchedFile, where: str) -> FileDiff:
             raise _broken(where, f"{side!r} is not {missing}{path}")
     hunks = tuple(_hunk(h) for h in parsed)
     return FileDiff(path, bool(parsed.is_added_file), bool(parsed.is_removed_file), hunks)
-
-
-def is_safe_path(path: str) -> bool:
-    """Whether `path` is relative, normal and stays below its root.
-
-    >>> [is_safe_path(p) for p in ("vllm/a.py", "/etc/passwd", "a/../../b", ".git/hooks/x")]
-    [True, False, False, False]
-    """
-    if "\\" in path or not path.isprintable() or len(path) > _MAX_PATH:  # a NUL is not printable
-        return False
-    parts = path.split("/")
-    return all(
-        part not in ("", ".", "..") and part.lower() != ".git" and len(part.encode()) <= _MAX_NAME
-        for part in parts
-    )
 
 
 def _hunk(parsed: ParsedHunk) -> Hunk:

@@ -19,17 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from overlay import doctor, installed, on_files, record, sbom, site_files, wheel
+from overlay import (
+    doctor,
+    installed,
+    on_files,
+    record,
+    sbom,
+    site_files,
+    stated_version,
+)
+from overlay.changes import Changes
 from overlay.doctor import Identity
 from overlay.errors import Exit, OverlayError
-from overlay.hunks import is_safe_path
 from overlay.installed import Target
 from overlay.on_files import MisfitError
 from overlay.patch import Patch
+from overlay.paths import is_safe_path
+from overlay.plan import Plan, complete, require_repackable
 from overlay.probe import Python
 from overlay.record import Row
 from overlay.versions import Release, Versions
-from overlay.wheel import Changes, Plan
 from overlay.workspace import Workspace
 
 #: What the patches touch is a megabyte; a larger zip is none of ours.
@@ -117,7 +126,7 @@ def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> Do
         if release is None or identity.kind != "patched":
             why = "it is no vLLM of this overlay"
             raise target.refused(why, "There is nothing to revert", Exit.USAGE)
-        old = wheel.dist_info(workspace.versions.upstream.project, release.name)
+        old = record.dist_info(workspace.versions.upstream.project, release.name)
         originals, rows = _originals(target, release, old)
         is_official = _demand_originals(target, release, old, originals, rows)
         writing, touched = _reverting(target, old, originals, rows)
@@ -214,7 +223,7 @@ def _plan(
     patches = workspace.patches(release)
     changes = _apply(release, target, patches)
     bill = sbom.build(workspace.versions, release, patches, is_official_build=is_official)
-    plan = wheel.complete(
+    plan = complete(
         workspace.versions, release, changes, bill, lambda name: target.read(name).decode()
     )
     return plan, changes
@@ -241,7 +250,7 @@ def _apply(release: Release, target: Target, patches: Sequence[Patch]) -> Change
 
 def _demand_possible(release: Release, target: Target, changes: Changes) -> None:
     for path, how in changes.kinds.items():
-        wheel.demand_repackable(release, path, how, path in target.rows)
+        require_repackable(release, path, how, path in target.rows)
         if how == "A" and os.path.lexists(target.site / path):
             why = f"{path}, which a patch adds, is there already"
             raise target.refused(why, "Move it away, if it is of use")
@@ -386,7 +395,7 @@ def _kinds(target: Target, writing: _Writing) -> dict[str, str]:
     """What becomes of the package's files."""
     kinds = {name: "M" if name in target.rows else "A" for name in writing.written}
     kinds |= dict.fromkeys(writing.removed, "D")
-    kinds.pop(wheel.VERSION_MODULE, None)
+    kinds.pop(stated_version.VERSION_MODULE, None)
     return {n: kind for n, kind in sorted(kinds.items()) if ".dist-info/" not in n}
 
 

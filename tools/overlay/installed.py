@@ -12,7 +12,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from overlay import probe, record, wheel
+from overlay import probe, record
 from overlay.errors import Exit, OverlayError, some
 from overlay.probe import Python
 from overlay.record import Row
@@ -126,7 +126,7 @@ def read(site: Path, project: str) -> Target:
     try:
         metadata = HeaderParser().parsestr((site / info / "METADATA").read_text("utf-8"))
         target = Target(site, info, str(metadata["Version"]))
-        is_whole = bool(target.rows) and info == wheel.dist_info(project, target.version)
+        is_whole = bool(target.rows) and info == record.dist_info(project, target.version)
     except (OSError, ValueError, IndexError) as error:
         raise OverlayError(
             f"the vLLM in {site} is refused",

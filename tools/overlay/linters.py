@@ -26,11 +26,11 @@ from typing import Any
 
 import yaml
 
-from overlay.environment import find_uv
 from overlay.errors import Exit, OverlayError
 from overlay.git import Git
 from overlay.hunks import split_lines
 from overlay.tree import Store
+from overlay.uv import find_uv
 
 CONFIG = ".pre-commit-config.yaml"
 #: Seconds that one linter may take.

@@ -3,17 +3,21 @@ only."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import tomlkit
 
-from overlay import atomic, wheel
+from overlay import atomic
+from overlay.changes import shipped
 from overlay.errors import Exit, OverlayError
 from overlay.tree import UNKNOWN_TREE, Result
 from overlay.versions import Release
 from overlay.workspace import Workspace
+
+#: What gives the digests of a release's official RECORD (`record.pins`).
+RecordOf = Callable[[Workspace, Release], tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -31,11 +35,11 @@ class Change:
         return self.old != self.new
 
 
-def compute(workspace: Workspace, releases: Iterable[Release]) -> list[Change]:
+def compute(workspace: Workspace, releases: Iterable[Release], record_of: RecordOf) -> list[Change]:
     """The generated fields of `releases` as they are now, beside those in VERSIONS.toml.
 
-    The digests of the official wheel's RECORD are as fixed as the wheel: they are computed, and
-    the wheel fetched, where they are missing.
+    The digests of the official wheel's RECORD, which `record_of` gives, are as fixed as the wheel:
+    they are computed, and the wheel fetched, where they are missing.
 
     Raises:
         OverlayError: a series does not apply, or a file can't be had.
@@ -49,22 +53,21 @@ def compute(workspace: Workspace, releases: Iterable[Release]) -> list[Change]:
         if release.tree is not None:
             changes += of_result(workspace, result)
         if release.is_patched and None in (release.record, release.record_python):
-            changes += _record(workspace, release)
+            changes += _record(release, *record_of(workspace, release))
     return changes
 
 
 def of_result(workspace: Workspace, result: Result) -> list[Change]:
     """The fields that speak of the whole series, applied."""
     release = result.release
-    files = wheel.shipped(workspace.store, result).digest
+    files = shipped(workspace.store, result).digest
     return [
         Change(release.name, "tree", str(release.tree), result.tree),
         Change(release.name, "files", release.files or "none", files),
     ]
 
 
-def _record(workspace: Workspace, release: Release) -> list[Change]:
-    every, python = wheel.official_record(workspace, release)
+def _record(release: Release, every: str, python: str) -> list[Change]:
     return [
         Change(release.name, "record", release.record or "none", every),
         Change(release.name, "record_python", release.record_python or "none", python),

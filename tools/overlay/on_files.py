@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from overlay import wheel
+from overlay.changes import NOT_SHIPPED, Changes
 from overlay.hunks import FileDiff, apply_hunks, to_bytes, to_text
 from overlay.patch import Patch
 from overlay.series import PatchPath
 from overlay.tree import describe
-from overlay.wheel import Changes
 
 Read = Callable[[str], bytes | None]
 """The bytes of a file, by its path; None if there is no such file."""
@@ -47,7 +46,7 @@ def _shipped(patches: Iterable[Patch]) -> Iterator[tuple[PatchPath, FileDiff]]:
     """The diffs of files that a wheel may carry, each with its patch's path."""
     for patch in patches:
         for file in patch.files:
-            if not file.path.startswith(wheel.NOT_SHIPPED):
+            if not file.path.startswith(NOT_SHIPPED):
                 yield patch.path, file
 
 

@@ -20,9 +20,10 @@ from pathlib import Path
 from packaging.version import InvalidVersion, Version
 
 from overlay import candidate as candidate_module
-from overlay import entry, fit, port_state, threeway, tree, upstreamed, wheel
+from overlay import entry, fit, port_state, threeway, tree, upstreamed
 from overlay import patch as patches_module
 from overlay import validate as validate_module
+from overlay.changes import shipped
 from overlay.errors import Exit, OverlayError
 from overlay.fit import Conflict
 from overlay.patch import Patch
@@ -327,7 +328,7 @@ def files(workspace: Workspace, port: Port) -> dict[str, bytes | None]:
     release = port.state.release.model_copy(
         update={
             "tree": workspace.store.tree_of(port.head),
-            "files": wheel.shipped(workspace.store, port.result(workspace.store)).digest,
+            "files": shipped(workspace.store, port.result(workspace.store)).digest,
             "upstream_tree": UNKNOWN_TREE,
         }
     )

@@ -18,7 +18,7 @@ from pathlib import PurePosixPath
 from typing import IO
 
 from overlay.errors import Exit, OverlayError
-from overlay.hunks import is_safe_path
+from overlay.paths import is_safe_path
 
 CHUNK = 1 << 20
 Write = Callable[[bytes], object]

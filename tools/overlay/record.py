@@ -14,7 +14,7 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from overlay.sources import sha256
+from overlay.digest import sha256
 
 Row = tuple[str, str, str]
 """Path, hash and size, as in RECORD."""
@@ -116,3 +116,8 @@ def write(rows: Sequence[Row]) -> bytes:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue().encode()
+
+
+def dist_info(project: str, version: str) -> str:
+    """Name of the dist-info folder."""
+    return f"{project}-{version}.dist-info"

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from overlay import archive, atomic, wheel
+from overlay import archive, atomic, stated_version, wheel
 from overlay.console import log_for
-from overlay.environment import UvCache, choose_python, find_uv
 from overlay.errors import Exit, OverlayError
+from overlay.uv import UvCache, choose_python, find_uv
 from overlay.versions import Release
 from overlay.workspace import Workspace
 
@@ -60,10 +60,10 @@ def _files(
     workspace: Workspace, release: Release, head: str, version: str
 ) -> Iterator[tuple[str, bool, bytes]]:
     for path, executable, data in workspace.store.files(head):
-        if path == wheel.VERSION_MODULE:
-            data = wheel.set_module_version(data.decode(), release.name, version)
+        if path == stated_version.VERSION_MODULE:
+            data = stated_version.set_in_module(data.decode(), release.name, version)
         elif path in _PKG_INFO:
-            data = wheel.set_metadata_version(data.decode(), release.name, version)
+            data = stated_version.set_in_metadata(data.decode(), release.name, version)
         yield path, executable, data
 
 

@@ -24,10 +24,11 @@ from urllib.parse import quote
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from overlay import atomic, rawzip, verify, wheel
+from overlay import atomic, rawzip, record, verify
 from overlay.console import log_for
+from overlay.digest import sha256
 from overlay.errors import Exit, OverlayError
-from overlay.sources import sha256
+from overlay.plan import file_name
 from overlay.workspace import Workspace
 
 #: Where `vllm-overlay build` puts wheels.
@@ -146,7 +147,7 @@ def write(workspace: Workspace, folder: Path, wheels: Sequence[Path]) -> Made:
 
 def _built(workspace: Workspace) -> list[Path]:
     """This overlay's wheels in dist/, as this checkout builds them."""
-    names = [wheel.file_name(workspace.versions, r) for r in workspace.versions.patched]
+    names = [file_name(workspace.versions, r) for r in workspace.versions.patched]
     found = [DIST.absolute() / name for name in names if (DIST / name).is_file()]
     if not found:
         raise OverlayError(
@@ -176,7 +177,7 @@ def _entry(path: Path) -> tuple[Entry, bytes]:
     name, version = path.name.split("-")[:2]
     with path.open("rb") as stream:
         members = {member.name: member for member in rawzip.members(stream, path.name)}
-        metadata = rawzip.read(stream, members[f"{wheel.dist_info(name, version)}/METADATA"])
+        metadata = rawzip.read(stream, members[f"{record.dist_info(name, version)}/METADATA"])
     requires = HeaderParser().parsestr(metadata.decode())["Requires-Python"]
     return Entry(
         path.name, sha256(path), path.stat().st_size, hashlib.sha256(metadata).hexdigest(), requires

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from overlay.sources import sha256
+from overlay.digest import sha256
 
 #: Below the folder that is changed; the name of no package and of no distribution.
 STAGE = ".vllm-overlay"

@@ -6,7 +6,6 @@ Until then it is `<name>.part`, which a later run resumes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,11 +20,11 @@ from unearth.fetchers import PyPIClient
 
 from overlay import index
 from overlay.console import Progress
+from overlay.digest import sha256
 from overlay.errors import Exit, OverlayError
 from overlay.versions import PinnedFile, Release
 
 Kind = Literal["sdist", "wheel"]
-CHUNK = 1 << 20
 HTTP_PARTIAL_CONTENT, HTTP_RANGE_NOT_SATISFIABLE = 206, 416
 
 
@@ -275,12 +274,3 @@ def damaged(name: str, path: Path) -> OverlayError:
         "Delete it and run the command again",
         Exit.INTEGRITY,
     )
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as stream:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

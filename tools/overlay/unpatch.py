@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from overlay import record, sbom, wheel
+from overlay import record, sbom, stated_version
 from overlay.errors import OverlayError
 from overlay.hunks import to_bytes, to_text
 from overlay.on_files import Read
@@ -43,15 +43,18 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
     Raises:
         NotPatchedError: one of them does not state it as a build of this overlay does.
     """
-    module, metadata = to_text(read(wheel.VERSION_MODULE)), to_text(read(f"{info}/METADATA"))
+    module, metadata = (
+        to_text(read(stated_version.VERSION_MODULE)),
+        to_text(read(f"{info}/METADATA")),
+    )
     local = version.removeprefix(f"{release}+")
     old = record.moved(f"{info}/METADATA", info, info.replace(f"-{version}.", f"-{release}."))
     plain = (module or "").replace(f"'{version}'", f"'{release}'").replace(f", '{local}')", ")")
     header, blank, body = (metadata or "").partition("\n\n")
     stated = header.replace(f"Version: {version}", f"Version: {release}") + blank + body
     for name, text, now, set_version in (
-        (wheel.VERSION_MODULE, plain, module, wheel.set_module_version),
-        (old, stated, metadata, wheel.set_metadata_version),
+        (stated_version.VERSION_MODULE, plain, module, stated_version.set_in_module),
+        (old, stated, metadata, stated_version.set_in_metadata),
     ):
         try:
             again = set_version(text, release, version)
@@ -59,4 +62,4 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
             raise NotPatchedError(str(error)) from error
         if again != to_bytes(now):
             raise NotPatchedError(f"{name} does not state the version {version} as it should")
-    return {wheel.VERSION_MODULE: to_bytes(plain), old: to_bytes(stated)}
+    return {stated_version.VERSION_MODULE: to_bytes(plain), old: to_bytes(stated)}

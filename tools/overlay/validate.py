@@ -20,7 +20,7 @@ from pathlib import Path
 
 from overlay import patch as patches_module
 from overlay import series as series_module
-from overlay import wheel
+from overlay.changes import shipped
 from overlay.errors import OverlayError
 from overlay.series import PatchPath
 from overlay.tree import Applied, Result
@@ -133,7 +133,7 @@ def _first_difference(canonical: bytes, text: bytes) -> str:
 def _check_tree(workspace: Workspace, release: Release, result: Result, problems: list[str]) -> str:
     wanted = release.tree or release.upstream_tree
     if result.tree == wanted:
-        if release.is_patched and wheel.shipped(workspace.store, result).digest != release.files:
+        if release.is_patched and shipped(workspace.store, result).digest != release.files:
             problems.append(
                 f"{release.name}: `files` in VERSIONS.toml is not what the series makes of the "
                 f"package; run 'vllm-overlay lock {release.name}'"

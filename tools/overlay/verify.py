@@ -28,10 +28,12 @@ from installer.sources import WheelFile
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from overlay import on_files, rawzip, record, sbom, unpatch, wheel
+from overlay import on_files, rawzip, record, sbom, stated_version, unpatch
+from overlay.changes import Changes
 from overlay.errors import Exit, OverlayError
 from overlay.on_files import MisfitError
 from overlay.patch import Patch
+from overlay.plan import Plan, plan_wheel
 from overlay.rawzip import Member
 from overlay.unpatch import NotPatchedError
 from overlay.versions import Release
@@ -105,7 +107,7 @@ def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[
     patches = workspace.patches(release)
     bill = sbom.build(workspace.versions, release, patches)
     version = workspace.versions.local_version(release)
-    info = wheel.dist_info(workspace.versions.upstream.project, version)
+    info = record.dist_info(workspace.versions.upstream.project, version)
     with path.open("rb") as stream:
         ours = _open(path, stream)
         try:
@@ -133,7 +135,7 @@ def _against_wheel(
     official = workspace.fetcher.fetch(release, "wheel", check=True)
     with official.open("rb") as stream:
         theirs = _open(official, stream)
-        plan = wheel.plan(workspace, release, result, stream, list(theirs.by_name.values()), bill)
+        plan = plan_wheel(workspace, release, result, stream, list(theirs.by_name.values()), bill)
         return (
             _run("patched files", _patched(ours, plan), _count(plan)),
             _run("other files", _others(ours, theirs, plan), f"as in {official.name}"),
@@ -150,14 +152,14 @@ def _against_locks(
     except MisfitError as error:
         untold = "they can't be told from patched ones"
         return _run("patched files", [str(error)], told), _run("other files", [untold], told)
-    found = wheel.Changes.between(before, {name: ours.read(name) for name in before})
+    found = Changes.between(before, {name: ours.read(name) for name in before})
     return (
         _run("patched files", _digest(release, found), f"{len(found.kinds)}, {told}"),
         _run("other files", _rest(workspace, release, ours, before, info), told),
     )
 
 
-def _digest(release: Release, found: wheel.Changes) -> Iterator[str]:
+def _digest(release: Release, found: Changes) -> Iterator[str]:
     if found.digest != release.files:
         yield f"their digest is {found.digest}, VERSIONS.toml says {release.files}"
 
@@ -171,7 +173,7 @@ def _rest(
 ) -> Iterator[str]:
     """What is wrong with the files that are to be upstream's."""
     versions = workspace.versions
-    old = wheel.dist_info(versions.upstream.project, release.name)
+    old = record.dist_info(versions.upstream.project, release.name)
     if release.record is None:
         yield f"VERSIONS.toml does not lock upstream's RECORD: vllm-overlay lock {release.name}"
         return
@@ -199,7 +201,7 @@ def _run(name: str, problems: Iterable[str], detail: str) -> Check:
     return Check(name, detail, tuple(problems))
 
 
-def _count(plan: wheel.Plan) -> str:
+def _count(plan: Plan) -> str:
     return f"{len(plan.replaced)} changed, {len(plan.added)} added, {len(plan.removed)} removed"
 
 
@@ -221,9 +223,9 @@ def _version(opened: _Opened, dist_info: str, wanted: str) -> Iterator[str]:
     metadata = HeaderParser().parsestr((opened.read(f"{dist_info}/METADATA") or b"").decode())
     if metadata["Version"] != wanted:
         yield f"METADATA says {metadata['Version']}, not {wanted}"
-    stated = _module_version((opened.read(wheel.VERSION_MODULE) or b"").decode())
+    stated = _module_version((opened.read(stated_version.VERSION_MODULE) or b"").decode())
     if stated != wanted:
-        yield f"{wheel.VERSION_MODULE} says {stated}, not {wanted}"
+        yield f"{stated_version.VERSION_MODULE} says {stated}, not {wanted}"
 
 
 def _module_version(text: str) -> str | None:
@@ -235,7 +237,7 @@ def _module_version(text: str) -> str | None:
     return None
 
 
-def _patched(opened: _Opened, plan: wheel.Plan) -> Iterator[str]:
+def _patched(opened: _Opened, plan: Plan) -> Iterator[str]:
     for name, data in {**plan.replaced, **plan.added}.items():
         target = plan.target(name)
         if name.endswith(sbom.FILE_NAME):
@@ -249,7 +251,7 @@ def _patched(opened: _Opened, plan: wheel.Plan) -> Iterator[str]:
         yield f"{name} should be gone"
 
 
-def _others(opened: _Opened, upstream: _Opened, plan: wheel.Plan) -> Iterator[str]:
+def _others(opened: _Opened, upstream: _Opened, plan: Plan) -> Iterator[str]:
     expected = {plan.target(name): member for name, member in upstream.by_name.items()}
     record = f"{plan.new_info}/RECORD"
     ours = {plan.target(n) for n in {**plan.replaced, **plan.added}}

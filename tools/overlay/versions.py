@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from overlay.errors import Exit, OverlayError
-from overlay.hunks import is_safe_path
+from overlay.paths import is_safe_path
 
 if sys.version_info >= (3, 11):
     import tomllib
