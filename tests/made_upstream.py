@@ -21,13 +21,14 @@ from typing import IO
 
 import pytest
 
-from overlay import cli, lock
-from overlay.console import Progress
-from overlay.index import IndexSettings
-from overlay.official import record_digests
-from overlay.project import Project
-from overlay.sources import Cache, Fetcher
-from overlay.workspace import Workspace
+from overlay.base.console import Progress
+from overlay.base.project import Project
+from overlay.cli.main import main
+from overlay.patches import lock
+from overlay.patches.workspace import Workspace
+from overlay.releases.index import IndexSettings
+from overlay.releases.sources import Cache, Fetcher
+from overlay.wheels.official import record_digests
 
 IMPL = """# Attention.
 
@@ -350,7 +351,9 @@ def run(
     upstream: Upstream, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., Ran]:
     """Run `vllm-overlay` on the made-up upstream."""
-    monkeypatch.setattr(cli, "pip_settings", IndexSettings)  # the machine's, each a run of pip
+    monkeypatch.setattr(
+        "overlay.cli.main.pip_settings", IndexSettings
+    )  # the machine's, each a run of pip
     monkeypatch.chdir(upstream.root.parent)
 
     def call(*arguments: str, flags: tuple[str, ...] = ()) -> Ran:
@@ -360,7 +363,7 @@ def run(
         ]  # fmt: skip
         monkeypatch.setattr("sys.argv", command)
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main()
         printed = capsys.readouterr()
         return Ran(int(ended.value.code or 0), printed.out, printed.err)
 

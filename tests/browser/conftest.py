@@ -12,9 +12,9 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 
-from overlay import report
-from overlay.project import cache_folder, find_project
-from overlay.workspace import Workspace
+from overlay.answers import report
+from overlay.base.project import cache_folder, find_project
+from overlay.patches.workspace import Workspace
 
 from .page import Page
 

@@ -14,7 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select
 
-from overlay.matrix import Cell
+from overlay.answers.matrix import Cell
 
 Colour = tuple[float, float, float]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Keys
 
-from overlay import matrix
-from overlay.grid import LOOKS
-from overlay.matrix import Cell, Matrix, Outcome
-from overlay.workspace import Workspace
+from overlay.answers import matrix
+from overlay.answers.grid import LOOKS
+from overlay.answers.matrix import Cell, Matrix, Outcome
+from overlay.patches.workspace import Workspace
 
 from .page import Page, contrast
 

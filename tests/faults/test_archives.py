@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from made_upstream import SDIST, WHEEL, Upstream, package, pin, source_tree, write_wheel
-from overlay import archive, rawzip, verify
-from overlay.errors import OverlayError
-from overlay.wheel import build
+from overlay.base.errors import OverlayError
+from overlay.releases import archive
+from overlay.wheels import rawzip, verify
+from overlay.wheels.build import build_wheel
 
 INFO = "vllm-1.0.dist-info"
 #: Stands for the tool's own limits, to spare this machine's memory.
@@ -56,7 +57,7 @@ def refusal(upstream: Upstream, dist: Path) -> str:
     before = entries(outside)
     workspace = upstream.workspace()
     try:
-        said = f"built {build(workspace, workspace.versions.get('1.0'), dist)}"
+        said = f"built {build_wheel(workspace, workspace.versions.get('1.0'), dist)}"
         shutil.rmtree(dist)
     except OverlayError as error:
         said = f"{error.status.name} {error}"
@@ -260,7 +261,7 @@ def test_bytes_before_the_wheel_are_left_out(upstream: Upstream, tmp_path: Path)
     honest = (upstream.served / WHEEL).read_bytes()
     repinned(upstream, "wheel", b"#!/bin/sh\n" * 9 + honest)
     workspace = upstream.workspace()
-    built = build(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
+    built = build_wheel(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
     assert built.path.read_bytes().startswith(b"PK\x03\x04")
 
 
@@ -272,7 +273,7 @@ def test_a_hash_in_record_that_is_not_so_is_found(upstream: Upstream, tmp_path: 
     pins = upstream.root / "VERSIONS.toml"
     pins.write_text(re.sub(r"(?m)^record.*\n", "", pins.read_text()))
     workspace = upstream.workspace()
-    built = build(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
+    built = build_wheel(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
     problems = {check.name: check.problems for check in verify.verify(workspace, built.path)}
     assert "vllm/__init__.py" in " ".join(problems["RECORD"])
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from made_upstream import SDIST, WHEEL, Upstream
-from overlay.errors import Exit
+from overlay.base.errors import Exit
 
 from .tool import Place, Truth, demand_same, demand_whole, go, truth
 
@@ -143,7 +143,7 @@ STORE: dict[str, Change] = {
 
 
 def another_commit(store: Path) -> str:
-    from overlay.git import Git
+    from overlay.base.git import Git
 
     git, old = Git(store), ref(store).read_text().strip()
     who = {

@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from made_upstream import Upstream
-from overlay import series, versions
-from overlay.errors import OverlayError
-from overlay.hunks import apply_hunks, parse_diff
-from overlay.patch import lint
-from overlay.series import PatchPath
-from overlay.tree import apply_patch
+from overlay.base.errors import OverlayError
+from overlay.patches import series
+from overlay.patches.hunks import apply_hunks, parse_diff
+from overlay.patches.patch import lint
+from overlay.patches.series import PatchPath
+from overlay.patches.tree import apply_patch
+from overlay.releases import versions
 
 from .conftest import EXAMPLES
 from .test_patches import HANDLED, REFUSED, mail

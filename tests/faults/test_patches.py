@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from made_upstream import IMPL, Upstream, message
-from overlay.errors import Exit, OverlayError
-from overlay.tree import Result, check_out
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.tree import Result, check_out
 
 #: A mail as git format-patch writes it, around a diff.
 MAIL = (

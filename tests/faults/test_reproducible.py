@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Upstream, at
-from overlay.digest import sha256
-from overlay.uv import find_uv
+from overlay.base.digest import sha256
+from overlay.releases.uv import find_uv
 
 from .tool import Place, Truth, go, main
 

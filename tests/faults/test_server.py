@@ -11,11 +11,11 @@ import pytest
 import stamina
 
 from made_upstream import WHEEL, Upstream
-from overlay.console import Progress
-from overlay.digest import sha256
-from overlay.errors import Exit, OverlayError
-from overlay.index import ATTEMPTS, IndexSettings
-from overlay.sources import Cache, Fetcher
+from overlay.base.console import Progress
+from overlay.base.digest import sha256
+from overlay.base.errors import Exit, OverlayError
+from overlay.releases.index import ATTEMPTS, IndexSettings
+from overlay.releases.sources import Cache, Fetcher
 
 from . import bad_server as bad
 from .bad_server import PATIENCE, Act, Script, other, serve, stated, status

@@ -21,10 +21,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import overlay.cli.main
 from made_upstream import Upstream, git
-from overlay import cli
-from overlay.digest import sha256
-from overlay.index import IndexSettings
+from overlay.base.digest import sha256
+from overlay.releases.index import IndexSettings
 
 #: What a killed run leaves running becomes a child of this process, which can wait for it.
 PR_SET_CHILD_SUBREAPER = 36
@@ -164,7 +164,7 @@ def start(*commands: Sequence[str], before: Callable[[], object] = lambda: None)
         sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
         logging.root.handlers.clear()  # those of pytest
         os.environ["TMPDIR"] = tempfile.tempdir = scratch
-        setattr(cli, "pip_settings", IndexSettings)  # noqa: B010 - the machine's are not tested
+        setattr(overlay.cli.main, "pip_settings", IndexSettings)  # noqa: B010 - the machine's are not tested
         before()
         status = main(*commands)
     except BaseException:
@@ -180,7 +180,7 @@ def main(*commands: Sequence[str]) -> int:
     for command in commands:
         sys.argv = ["vllm-overlay", *command]
         try:
-            cli.main()
+            overlay.cli.main.main()
         except SystemExit as ended:
             if ended.code:
                 return int(ended.code)

@@ -22,11 +22,11 @@ from typing import Any
 
 import pytest
 
-from overlay import series as series_module
-from overlay import versions
-from overlay.project import find_project
-from overlay.series import PatchPath
-from overlay.versions import Release
+from overlay.base.project import find_project
+from overlay.patches import series as series_module
+from overlay.patches.series import PatchPath
+from overlay.releases import versions
+from overlay.releases.versions import Release
 
 PROJECT = find_project(Path(__file__).parents[2])
 VERSIONS = versions.load(PROJECT.versions_file)

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from overlay import archive, normalize
-from overlay.git import Git
-from overlay.project import cache_folder, find_project
-from overlay.versions import Release
-from overlay.workspace import Workspace
+from overlay.base.git import Git
+from overlay.base.project import cache_folder, find_project
+from overlay.patches import normalize
+from overlay.patches.workspace import Workspace
+from overlay.releases import archive
+from overlay.releases.versions import Release
 
 WORKSPACE = Workspace.open(find_project(Path(__file__).parents[2]), cache_folder())
 RELEASES = WORKSPACE.versions.patched

@@ -18,12 +18,12 @@ import sys
 from pathlib import Path
 
 from faults.tool import is_write
-from overlay import inplace
-from overlay.errors import OverlayError
-from overlay.probe import Python
-from overlay.project import Project
-from overlay.site_files import STAGE
-from overlay.workspace import Workspace
+from overlay.answers.probe import Python
+from overlay.base.errors import OverlayError
+from overlay.base.project import Project
+from overlay.inplace import inplace
+from overlay.inplace.site_files import STAGE
+from overlay.patches.workspace import Workspace
 
 
 def digest(site: Path) -> str:

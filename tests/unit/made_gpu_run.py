@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from overlay.junit import Case
+from overlay.testing.junit import Case
 
 ABOUT = {
     "vllm": "1.0",

@@ -10,8 +10,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from overlay import matrix
-from overlay.matrix import Matrix, Variant
+from overlay.answers import matrix
+from overlay.answers.matrix import Matrix, Variant
 
 AXES = {
     "dtype": ["auto", "float16", "float32"],

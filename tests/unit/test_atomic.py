@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from overlay import atomic
+from overlay.base import atomic
 
 
 def names(folder: Path) -> list[str]:

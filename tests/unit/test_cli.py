@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Ran, Upstream
-from overlay.cli import COMMANDS
+from overlay.cli.main import COMMANDS
 
 Run = Callable[..., Ran]
 

@@ -30,9 +30,10 @@ from made_upstream import (
     release,
     write_wheel,
 )
-from overlay import archive, plan, versions
-from overlay.cli import COMMANDS, cli
-from overlay.uv import find_uv
+from overlay.cli.main import COMMANDS, cli
+from overlay.releases import archive, versions
+from overlay.releases.uv import find_uv
+from overlay.wheels import plan
 
 from .test_inplace import put
 

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from made_upstream import Ran, Upstream, write_wheel
-from overlay import doctor, probe, wheel
-from overlay.errors import OverlayError
-from overlay.explain import Settings
-from overlay.probe import Device, visible
+from overlay.answers import doctor, probe
+from overlay.answers.explain import Settings
+from overlay.answers.probe import Device, visible
+from overlay.base.errors import OverlayError
+from overlay.wheels.build import build_wheel
 
 from .made_matrix import keep
 
@@ -96,7 +97,7 @@ def machine(
 def patched(machine: Machine) -> Machine:
     """With the very wheel that the overlay builds, and a GPU."""
     release = machine.upstream.workspace().versions.get("1.0")
-    machine.unpack(wheel.build(machine.upstream.workspace(), release, machine.folder).path)
+    machine.unpack(build_wheel(machine.upstream.workspace(), release, machine.folder).path)
     machine.gpus(A10)
     return machine
 

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Upstream
-from overlay import evidence, junit, versions
-from overlay.errors import OverlayError
-from overlay.matrix import Cell, Outcome
-from overlay.regress import markdown
+from overlay.answers import evidence
+from overlay.answers.matrix import Cell, Outcome
+from overlay.base.errors import OverlayError
+from overlay.releases import versions
+from overlay.testing import junit
+from overlay.testing.regress import markdown
 
 from .made_gpu_run import ABOUT, gpu_case, xml
 from .test_cli import Run

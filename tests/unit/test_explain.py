@@ -14,10 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from made_upstream import Ran, Upstream
-from overlay import evidence, explain, matrix, versions
-from overlay.cli import main
-from overlay.errors import OverlayError
-from overlay.explain import (
+from overlay.answers import evidence, explain, matrix
+from overlay.answers.explain import (
     CHUNK,
     Settings,
     Side,
@@ -27,8 +25,11 @@ from overlay.explain import (
     nearest,
     target,
 )
-from overlay.gpus import GPUS
-from overlay.matrix import Cell, Matrix
+from overlay.answers.gpus import GPUS
+from overlay.answers.matrix import Cell, Matrix
+from overlay.base.errors import OverlayError
+from overlay.cli.main import main
+from overlay.releases import versions
 
 from .made_gpu_run import gpu_case
 from .made_matrix import AXES, BACKENDS, keep, made

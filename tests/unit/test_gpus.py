@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from overlay.errors import Exit, OverlayError
-from overlay.gpus import GPUS, Gpu, find, version
+from overlay.answers.gpus import GPUS, Gpu, find, version
+from overlay.base.errors import Exit, OverlayError
 
 
 def test_order_and_names() -> None:

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay.errors import OverlayError
-from overlay.hunks import FileDiff, MatchKind, apply_hunks, is_applied, parse_diff, split_lines
-from overlay.paths import is_safe_path
+from overlay.base.errors import OverlayError
+from overlay.base.paths import is_safe_path
+from overlay.patches.hunks import (
+    FileDiff,
+    MatchKind,
+    apply_hunks,
+    is_applied,
+    parse_diff,
+    split_lines,
+)
 
 DIFF = """diff --git a/f.py b/f.py
 index 1111111111111111111111111111111111111111..2222222222222222222222222222222222222222 100644

@@ -16,11 +16,13 @@ from pathlib import Path
 import pytest
 
 from made_upstream import WHEEL, Ran, Upstream, accept_use_irope, git
-from overlay import inplace, record, site_files, wheel
-from overlay.errors import Exit, OverlayError
-from overlay.inplace import Done
-from overlay.probe import Python
-from overlay.uv import find_uv
+from overlay.answers.probe import Python
+from overlay.base.errors import Exit, OverlayError
+from overlay.inplace import inplace, site_files
+from overlay.inplace.inplace import Done
+from overlay.releases.uv import find_uv
+from overlay.wheels import record
+from overlay.wheels.build import build_wheel
 
 from . import kill_everywhere
 
@@ -123,7 +125,7 @@ def test_it_is_what_the_patched_wheel_installs(
     """File for file and line for line of RECORD, but for what tells where a wheel came from."""
     place = make_place(upstream, environments / installer)
     workspace = upstream.workspace()
-    built = wheel.build(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
+    built = build_wheel(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
     wheels = Place(upstream, put(installer, built.path, tmp_path / "venv"))
     done = place.install()
     assert (done.action, done.before, done.after) == ("patched", "1.0", "1.0+llama4.1")
@@ -384,7 +386,7 @@ def test_other_patches_of_the_same_revision(place: Place) -> None:
 
 def test_a_patched_wheel_has_nothing_to_restore(upstream: Upstream, tmp_path: Path) -> None:
     workspace = upstream.workspace()
-    built = wheel.build(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
+    built = build_wheel(workspace, workspace.versions.get("1.0"), tmp_path / "dist")
     place = Place(upstream, put("uv", built.path, tmp_path / "venv"))
     assert place.install().action == "nothing"
     with pytest.raises(OverlayError, match="installed as a patched wheel"):

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from overlay import linters
-from overlay.errors import OverlayError
-from overlay.linters import Finding, Hook, hooks, new
+from overlay.base.errors import OverlayError
+from overlay.staging import linters
+from overlay.staging.linters import Finding, Hook, hooks, new
 
 CONFIG = """
 exclude: 'vllm/third_party/.*'

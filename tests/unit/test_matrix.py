@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from made_upstream import Ran, Upstream
-from overlay import matrix
-from overlay.errors import OverlayError
-from overlay.matrix import Cell, Matrix, Outcome, Variant, compare, compress, counts, expand
+from overlay.answers import matrix
+from overlay.answers.matrix import Cell, Matrix, Outcome, Variant, compare, compress, counts, expand
+from overlay.base.errors import OverlayError
 
 AXES = {
     "dtype": ["float16", "float32"],

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Ran, Upstream
-from overlay.errors import OverlayError
-from overlay.hunks import parse_diff
-from overlay.normalize import tidy
+from overlay.base.errors import OverlayError
+from overlay.patches.hunks import parse_diff
+from overlay.patches.normalize import tidy
 
 Run = Callable[..., Ran]
 PATCH = "attention-signatures/1.0.patch"

@@ -27,8 +27,11 @@ from made_upstream import (
     release,
     snapshot,
 )
-from overlay import entry, port_state, transaction, versions
-from overlay.errors import OverlayError
+from overlay.base import transaction
+from overlay.base.errors import OverlayError
+from overlay.patches import entry
+from overlay.porting import port_state
+from overlay.releases import versions
 
 Run = Callable[..., Ran]
 FIRST = "attention-signatures/1.0.patch"

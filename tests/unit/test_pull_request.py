@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from overlay.patch import Mail
-from overlay.pull_request import Change, Evidence, body, title, unwrap
+from overlay.patches.patch import Mail
+from overlay.staging.pull_request import Change, Evidence, body, title, unwrap
 
 REPOSITORY = "https://example.org/vllm"
 FREE = "FILL IN THE PR DESCRIPTION HERE\n\nFIX #xxxx (*link issues*)\n\n**READ <x>**\n"

@@ -24,7 +24,7 @@ from made_upstream import (
     message,
     snapshot,
 )
-from overlay import atomic, project, transaction
+from overlay.base import atomic, project, transaction
 
 Run = Callable[..., Ran]
 FIRST = "attention-signatures/1.0.patch"

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Upstream
-from overlay.junit import Case, parse
-from overlay.regress import judge, markdown
-from overlay.uv import KEEP, UvCache
+from overlay.releases.uv import KEEP, UvCache
+from overlay.testing.junit import Case, parse
+from overlay.testing.regress import judge, markdown
 
 JUNIT = """<testsuites><testsuite>
 <testcase classname="t" name="f2p"><properties>

@@ -12,10 +12,11 @@ from typing import Any, get_args
 import pytest
 
 from made_upstream import Ran, Upstream
-from overlay import document, grid, matrix, report
-from overlay.errors import OverlayError
-from overlay.grid import LOOKS, NOT_RUN, Grid
-from overlay.matrix import Matrix, Variant
+from overlay.answers import grid, matrix, report
+from overlay.answers.grid import LOOKS, NOT_RUN, Grid
+from overlay.answers.matrix import Matrix, Variant
+from overlay.base import document
+from overlay.base.errors import OverlayError
 
 AXES = {
     "dtype": ["auto", "float16"],

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Upstream
-from overlay import results
-from overlay.errors import OverlayError
-from overlay.results import Verdict
+from overlay.base.errors import OverlayError
+from overlay.testing import results
+from overlay.testing.results import Verdict
 
 VERDICT = Verdict(
     "1.0",

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay import series
-from overlay.errors import Exit, OverlayError
-from overlay.series import PatchPath
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches import series
+from overlay.patches.series import PatchPath
 
 
 def test_paths_comments_and_blank_lines() -> None:

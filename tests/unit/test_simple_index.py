@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Ran, Upstream
-from overlay import simple_index, wheel
-from overlay.errors import Exit, OverlayError
-from overlay.uv import find_uv
+from overlay.base.errors import Exit, OverlayError
+from overlay.releases.uv import find_uv
+from overlay.wheels import simple_index
+from overlay.wheels.build import build_wheel
 
 NAME = "vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
 WANTED = "vllm==1.0+llama4.1"
@@ -68,7 +69,7 @@ def serve(folder: Path, *, negotiates: bool) -> Iterator[tuple[str, list[str]]]:
 
 def build(upstream: Upstream, release: str = "1.0") -> Path:
     workspace = upstream.workspace()
-    return wheel.build(workspace, workspace.versions.get(release), Path("dist").absolute()).path
+    return build_wheel(workspace, workspace.versions.get(release), Path("dist").absolute()).path
 
 
 def tree(folder: Path) -> dict[str, bytes]:

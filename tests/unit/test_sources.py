@@ -10,10 +10,10 @@ import pytest
 import stamina
 
 from made_upstream import Upstream
-from overlay.console import Progress
-from overlay.errors import Exit, OverlayError
-from overlay.index import IndexSettings, from_pip_config
-from overlay.sources import Cache, Fetcher
+from overlay.base.console import Progress
+from overlay.base.errors import Exit, OverlayError
+from overlay.releases.index import IndexSettings, from_pip_config
+from overlay.releases.sources import Cache, Fetcher
 
 from .server import Faults, serve
 

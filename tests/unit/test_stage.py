@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Ran, Upstream, accept_use_irope, git, source_tree
-from overlay import results
-from overlay.errors import Exit
-from overlay.onto import Onto, folder_name, parse
+from overlay.base.errors import Exit
+from overlay.staging.onto import Onto, folder_name, parse
+from overlay.testing import results
 
 Run = Callable[..., Ran]
 Change = Callable[[Path], None]

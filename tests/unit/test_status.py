@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Ran, Upstream
-from overlay import results
-from overlay.results import Verdict
+from overlay.testing import results
+from overlay.testing.results import Verdict
 
 Run = Callable[..., Ran]
 PATCH = "attention-signatures/1.0.patch"

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from made_upstream import Upstream, accept_use_irope, git, source_tree
-from overlay import archive
-from overlay.errors import Exit, OverlayError
-from overlay.tree import ApplyStatus, check_out
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.tree import ApplyStatus, check_out
+from overlay.releases import archive
 
 
 def test_a_shared_patch_is_clean_on_its_first_tag_and_offset_later(upstream: Upstream) -> None:
@@ -148,7 +148,7 @@ def test_sdist_with_a_member_outside_its_root_is_refused(
     bare_upstream: Upstream, tmp_path: Path
 ) -> None:
     from made_upstream import write_sdist
-    from overlay.archive import read_sdist
+    from overlay.releases.archive import read_sdist
 
     evil = tmp_path / "vllm-9.tar.gz"
     write_sdist(evil, {"../../evil": "x"}, "vllm-9")
@@ -158,7 +158,7 @@ def test_sdist_with_a_member_outside_its_root_is_refused(
 
 
 def test_truncated_sdist_is_an_error_of_one_line(bare_upstream: Upstream, tmp_path: Path) -> None:
-    from overlay.archive import read_sdist
+    from overlay.releases.archive import read_sdist
 
     short = tmp_path / "vllm-1.0.tar.gz"
     short.write_bytes((bare_upstream.served / "vllm-1.0.tar.gz").read_bytes()[:-200])

@@ -9,11 +9,11 @@ from typing import cast
 import pytest
 
 from made_upstream import Ran
-from overlay import upstream as module
-from overlay.junit import Case
-from overlay.pytest_run import Runs
-from overlay.results import Verdict
-from overlay.upstream import Selected, judge, reason
+from overlay.testing import upstream as module
+from overlay.testing.junit import Case
+from overlay.testing.pytest_run import Runs
+from overlay.testing.results import Verdict
+from overlay.testing.upstream import Selected, judge, reason
 
 Run = Callable[..., Ran]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from overlay import junit
+from overlay.testing import junit
 
 TESTS = Path(__file__).parents[1]
 #: The runner without what needs vLLM.

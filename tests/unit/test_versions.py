@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from overlay import versions
-from overlay.errors import Exit, OverlayError
+from overlay.base.errors import Exit, OverlayError
+from overlay.releases import versions
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "VERSIONS.toml").read_text()

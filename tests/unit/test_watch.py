@@ -20,14 +20,15 @@ from made_upstream import (
     accepted,
     release,
 )
-from overlay import candidate, versions, watch
-from overlay.console import Progress
-from overlay.errors import Exit, OverlayError
-from overlay.index import IndexSettings
-from overlay.project import Project
-from overlay.sources import Cache, Fetcher
-from overlay.tree import ApplyStatus
-from overlay.workspace import Workspace
+from overlay.base.console import Progress
+from overlay.base.errors import Exit, OverlayError
+from overlay.base.project import Project
+from overlay.patches.tree import ApplyStatus
+from overlay.patches.workspace import Workspace
+from overlay.porting import candidate, watch
+from overlay.releases import versions
+from overlay.releases.index import IndexSettings
+from overlay.releases.sources import Cache, Fetcher
 
 from .server import Faults, serve
 

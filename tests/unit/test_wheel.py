@@ -14,16 +14,17 @@ import pytest
 from installer.sources import WheelFile
 
 from made_upstream import WHEEL, Upstream, accept_use_irope, git, package, pin, write_wheel
-from overlay import record, verify, wheel
-from overlay.errors import Exit, OverlayError
-from overlay.workspace import Workspace
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.workspace import Workspace
+from overlay.wheels import record, verify
+from overlay.wheels.build import build_wheel
 
 NAME = "vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
 
 
 def build(upstream: Upstream, folder: Path) -> Path:
     workspace = upstream.workspace()
-    return wheel.build(workspace, workspace.versions.get("1.0"), folder).path
+    return build_wheel(workspace, workspace.versions.get("1.0"), folder).path
 
 
 def contents(path: Path) -> dict[str, bytes]:

@@ -1,0 +1,504 @@
+"""Which engine and backend a configuration gets, and whether it is right: looked up in matrix/.
+
+A configuration is a `matrix.Cell`. Nothing is run here, and nothing guessed: what the matrix does
+not have is said to be unknown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from overlay.answers import evidence, gpus, matrix
+from overlay.answers.evidence import Run
+from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.workspace import Workspace
+from overlay.releases.versions import Release, Versions
+
+#: `attention_chunk_size` of the released Llama 4 models, tokens.
+CHUNK = 8192
+BACKEND, ENGINE = "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1"
+#: vLLM's other names of an axis' values.
+SYNONYMS = {"fp8_e4m3": "fp8", "half": "float16", "float": "float32"}
+VARIANTS: tuple[Variant, Variant] = ("stock", "patched")
+#: Faults of stock, by the topic of the patch that mends each, that are none of attention.
+BESIDES = {
+    "llama4-qk-norm": "Scout's queries and keys are normed wrongly, at any length",
+    "llama4-sampler": "prompt_logprobs kill the V1 engine",
+    "local-attention-clip": "V1 dies near a max_model_len that is no multiple of the chunk",
+    "llama4-image-dtype": "with images and any dtype but bfloat16, it dies at start-up",
+    "llama4-images-off": "with --limit-mm-per-prompt '{\"image\": 0}', V1 with CUDA graphs answers "
+    "garbage",
+}
+
+Length = Literal["past", "at"]
+Kept = dict[Variant, Matrix]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a user has set, in the matrix' words."""
+
+    kv_cache_dtype: str = "auto"
+    dtype: str = "auto"
+    backend: str = UNSET
+    v1: str = UNSET
+    flashinfer: bool = False
+    max_model_len: int | None = None
+    """Tokens; None takes it to be past the chunk."""
+    chunk: int = CHUNK
+    """`attention_chunk_size` of the model, tokens."""
+
+    @property
+    def length(self) -> Length:
+        """Whether a sequence can grow past the chunk."""
+        is_at = self.max_model_len is not None and self.max_model_len <= self.chunk
+        return "at" if is_at else "past"
+
+    def cell(self, column: str) -> Cell:
+        """Its place in the matrix, in a capability's column."""
+        kv_cache_dtype = SYNONYMS.get(self.kv_cache_dtype, self.kv_cache_dtype)
+        dtype = SYNONYMS.get(self.dtype, self.dtype)
+        return Cell(
+            self.backend, self.v1, self.length, self.flashinfer, dtype, kv_cache_dtype, column
+        )
+
+    def __str__(self) -> str:
+        """In a sentence's words."""
+        said = [f"KV cache {self.kv_cache_dtype}", f"dtype {self.dtype}", self._told_length]
+        said += [f"{name}={value}" for name, value in self._variables if value != UNSET]
+        said.append("with FlashInfer" if self.flashinfer else "without FlashInfer")
+        return ", ".join(said)
+
+    @property
+    def _variables(self) -> tuple[tuple[str, str], ...]:
+        return (BACKEND, self.backend), (ENGINE, self.v1)
+
+    @property
+    def _told_length(self) -> str:
+        if self.max_model_len is None:
+            return f"max_model_len past the chunk of {self.chunk} (assumed)"
+        where = "past" if self.length == "past" else "within"
+        return f"max_model_len {self.max_model_len}, {where} the chunk of {self.chunk}"
+
+
+@dataclass(frozen=True)
+class Target:
+    """The GPU that is asked about, and which column of the matrix answers for it."""
+
+    name: str
+    """Of the GPU; empty if only its capability is known."""
+    capability: str
+    column: str | None
+    """None if no column does."""
+    note: str = ""
+    """Why it is another column than its own, or none."""
+    is_too_old: bool = False
+    """Whether vLLM's wheels have no kernels for it."""
+
+    def __str__(self) -> str:
+        """T4 (capability 7.5)."""
+        said = f"capability {self.capability}"
+        return f"{self.name} ({said})" if self.name else said
+
+
+@dataclass(frozen=True)
+class Use:
+    """Settings that are right."""
+
+    cell: Cell
+    outcome: Outcome
+    changes: tuple[str, ...]
+    """What to change for it, each a flag, an environment variable or `unset` one."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one variant of a release does."""
+
+    outcome: Outcome
+    use: Use | None
+    """The nearest settings that are right, these very ones if they are; None if there are none."""
+    runs: tuple[Run, ...] = ()
+    """Whole engines that had this outcome on a GPU of the same capability."""
+    tree: str = ""
+    """Git tree id of the variant's sources, as they are now."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether nothing need be changed."""
+        return self.outcome.verdict == "right"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What becomes of Llama 4 in one configuration of one release."""
+
+    release: Release
+    version: str
+    """Of the patched wheel."""
+    stock: Side
+    patched: Side
+    besides: tuple[str, ...]
+    """What else is wrong in stock, on V1 or at any length: `right` is said of attention alone."""
+
+
+def capability_of(text: str) -> str:
+    """A capability as people write it: 7.5, 75, sm_75, sm90a.
+
+    Raises:
+        OverlayError: it is none.
+    """
+    found = re.fullmatch(r"(?:sm_?)?(\d{1,2})\.?(\d)[af]?", text.strip().casefold())
+    if not found:
+        raise OverlayError(
+            f"no compute capability {text!r}", "one is a number such as 7.5",
+            "Pass --capability 7.5, or the name of the GPU: --gpu T4", Exit.USAGE,
+        )  # fmt: skip
+    return f"{int(found[1])}.{found[2]}"
+
+
+def target(name: str, capability: str, columns: Sequence[str]) -> Target:
+    """Which of the matrix' capabilities answers for a GPU: its own, else the next lower one of
+    its major version, whose kernels it runs."""
+    if capability in columns:
+        return Target(name, capability, capability)
+    mine, known = gpus.version(capability), sorted(map(gpus.version, columns))
+    if mine < known[0]:
+        oldest = ".".join(map(str, known[0]))
+        note = f"vLLM's wheels have no kernels for capability {capability}: they start at {oldest}"
+        return Target(name, capability, None, note, is_too_old=True)
+    lower = [one for one in known if one[0] == mine[0] and one < mine]
+    if not lower:
+        return Target(name, capability, None, f"the matrix has no capability like {capability}")
+    column = ".".join(map(str, lower[-1]))
+    note = f"the matrix has no capability {capability}; this is what it has for {column}"
+    return Target(name, capability, column, note)
+
+
+def load(root: Path, release: Release) -> Kept:
+    """What is kept of a release, stock and patched.
+
+    Raises:
+        OverlayError: a file is missing or damaged.
+    """
+    return {
+        variant: matrix.read(matrix.path_of(root, release.name, variant)) for variant in VARIANTS
+    }
+
+
+def is_kept(root: Path, release: Release) -> bool:
+    """Whether the matrix has a release."""
+    return all(matrix.path_of(root, release.name, variant).is_file() for variant in VARIANTS)
+
+
+def why_not(versions: Versions, release: Release) -> str | None:
+    """Why there is nothing to explain of a release that has no patches; None if there is."""
+    if release.is_patched:
+        return None
+    first, last = versions.patched[0], versions.patched[-1]
+    if release.version < first.version:
+        return f"{release.name} has no Llama 4: the model came with {first.name}"
+    return (
+        f"{release.name} needs no overlay: it has no V0 engine, and its V1 attends within chunks. "
+        f"The matrix ends at {last.name}"
+    )
+
+
+def look_up(kept: Matrix, cell: Cell) -> Outcome:
+    """What becomes of `cell`.
+
+    Raises:
+        OverlayError: the matrix does not have it.
+    """
+    # Rows of backends that FlashInfer is nothing to are kept once, as without it.
+    found = kept.llama4.get(cell) or kept.llama4.get(replace(cell, flashinfer=False))
+    if found is None:
+        raise OverlayError(
+            f"matrix/ does not have this configuration of {kept.release}", str(cell),
+            f"Make it again: vllm-overlay matrix {kept.release} --stock", Exit.USAGE,
+        )  # fmt: skip
+    return found
+
+
+def nearest(kept: Matrix, cell: Cell, chunk: int) -> Use | None:
+    """The settings nearest to `cell` that are right on its GPU; None if there are none.
+
+    Fewest changes count as nearest, then the mildest. A shorter max_model_len comes last.
+    """
+    outcome = look_up(kept, cell)
+    if outcome.verdict == "right":
+        return Use(cell, outcome, ())
+    found = [(distance(cell, other), other, out) for other, out in _candidates(kept, cell)]
+    if not found:
+        return None
+    _, best, outcome = min(found, key=lambda item: (item[0], item[1]))
+    return Use(best, outcome, changes(cell, best, chunk))
+
+
+def _candidates(kept: Matrix, cell: Cell) -> Iterator[tuple[Cell, Outcome]]:
+    for other, outcome in kept.llama4.items():
+        if (
+            outcome.verdict == "right"
+            and other.capability == cell.capability
+            and other.flashinfer == _flashinfer(kept, other, cell)
+            and (other.length == cell.length or other.length == "at")
+            and (other.backend in (cell.backend, UNSET) or _means(other.backend, outcome))
+        ):
+            yield other, outcome
+
+
+def _flashinfer(kept: Matrix, other: Cell, cell: Cell) -> bool:
+    """Whether FlashInfer is installed, in the row of `other` that speaks for `cell`."""
+    return cell.flashinfer and replace(other, flashinfer=True) in kept.llama4
+
+
+def _means(backend: str, outcome: Outcome) -> bool:
+    """Whether a backend's name gets that backend. Some names of other platforms get any."""
+    wanted = backend.removesuffix("_VLLM_V1").replace("_", "").casefold()
+    return wanted in outcome.backend.replace("_", "").casefold()
+
+
+def distance(old: Cell, new: Cell) -> tuple[bool, int, list[int]]:
+    """How far apart two configurations are: comparable."""
+    costs = [_cost(axis, getattr(old, axis), getattr(new, axis)) for axis in _AXES]
+    real = sorted((cost for cost in costs if cost), reverse=True)
+    return old.length != new.length, len(real), real
+
+
+#: What may be changed, and in which order it is told.
+_AXES = ("backend", "v1", "kv_cache_dtype", "dtype")
+
+
+def _cost(axis: str, old: str, new: str) -> int:
+    if old == new:
+        return 0
+    if axis == "backend":
+        return 1 if new == UNSET else 4
+    if axis == "v1":
+        return 2 if new == UNSET else 3
+    if axis == "kv_cache_dtype":
+        # As many bytes as before, then twice as many; fp8 where nobody asked for it comes last.
+        return 7 if old == "auto" else 6 if new == "auto" else 5
+    return {"auto": 8, "float16": 9, "bfloat16": 10}.get(new, 11)
+
+
+def changes(old: Cell, new: Cell, chunk: int) -> tuple[str, ...]:
+    """What to do to a configuration to make it another one."""
+    pairs = {axis: (getattr(old, axis), getattr(new, axis)) for axis in (*_AXES, "length")}
+    return tuple(_setting(axis, new, chunk) for axis, (old, new) in pairs.items() if old != new)
+
+
+def _setting(axis: str, value: str, chunk: int) -> str:
+    variable = {"backend": BACKEND, "v1": ENGINE}.get(axis)
+    if variable:
+        return f"unset {variable}" if value == UNSET else f"{variable}={value}"
+    if axis == "length":
+        return f"--max-model-len {chunk}"
+    return f"--{axis.replace('_', '-')} {value}"
+
+
+def ask(
+    workspace: Workspace, releases: Sequence[Release], gpu: tuple[str, str], settings: Settings
+) -> tuple[Target, list[Answer]]:
+    """What becomes of `settings` on a GPU, given as name and capability, in patched releases.
+
+    Of several releases, those that the matrix has and that know the backend. No answers, but a
+    note, if the matrix has none for the GPU or the release has no patches.
+
+    Raises:
+        OverlayError: it has none of the releases, or none of them has the backend.
+    """
+    nothing = why_not(workspace.versions, releases[0])
+    if nothing:
+        return Target(*gpu, None, nothing), []
+    root = workspace.project.root
+    there = [release for release in releases if is_kept(root, release)] or releases[:1]
+    every = {release: load(root, release) for release in there}
+    known = {release: kept for release, kept in every.items() if _knows(kept, settings.backend)}
+    if not known:
+        raise _no_backend(every[there[-1]]["stock"], settings.backend)
+    found, answers = Target(*gpu, None), list[Answer]()
+    for release, kept in known.items():
+        found = target(*gpu, kept["stock"].axes.capability)
+        if found.column is not None:
+            answers.append(_answer(workspace, release, kept, settings, found.column))
+    return found, answers
+
+
+def _filled(outcome: Outcome, cell: Cell, settings: Settings) -> Outcome:
+    """An outcome whose message speaks of the settings."""
+    length = settings.max_model_len or 2 * settings.chunk
+    return outcome.model_copy(update={"message": outcome.message_for(cell, length)})
+
+
+def _knows(kept: Kept, backend: str) -> bool:
+    return any(row.backend == backend for row in kept["stock"].rows)
+
+
+def _no_backend(kept: Matrix, backend: str) -> OverlayError:
+    names = sorted({row.backend for row in kept.rows} - {UNSET})
+    return OverlayError(
+        f"{kept.release} has no backend {backend!r}", f"its are {', '.join(names)}",
+        f"Name one of them, or none: unset {BACKEND}", Exit.USAGE,
+    )  # fmt: skip
+
+
+def _answer(
+    workspace: Workspace, release: Release, kept: Kept, settings: Settings, column: str
+) -> Answer:
+    cell = settings.cell(column)
+    runs = evidence.read(workspace.project.root, release.name).runs
+    stock, patched = (
+        _side(kept[variant], cell, settings, (r for r in runs if r.variant == variant), release)
+        for variant in VARIANTS
+    )
+    besides = [BESIDES[p.topic] for p in workspace.series(release) if p.topic in BESIDES]
+    version = workspace.versions.local_version(release)
+    return Answer(release, version, stock, patched, tuple(besides))
+
+
+def _side(
+    kept: Matrix, cell: Cell, settings: Settings, runs: Iterable[Run], release: Release
+) -> Side:
+    outcome = look_up(kept, cell)
+    return Side(
+        _filled(outcome, cell, settings),
+        nearest(kept, cell, settings.chunk),
+        tuple(run for run in runs if run.speaks_for(outcome, cell)),
+        evidence.tree_of(release, kept.variant),
+    )
+
+
+#: The verdicts in a user's words.
+_WORDS = {
+    "type-error": "TypeError", "explained": "refused", "unexplained": "refused",
+    "worker-refused": "refused by a worker",
+}  # fmt: skip
+
+
+def place(outcome: Outcome) -> str:
+    """The engine and the backend: V0 XFormers; empty if it got to neither."""
+    impl = outcome.backend.rpartition(".")[2].removesuffix("Impl").removesuffix("Backend")
+    return " ".join(part for part in (outcome.engine.upper(), impl) if part)
+
+
+def brief(outcome: Outcome) -> str:
+    """The verdict and where: right, V0 XFormers."""
+    word = _WORDS.get(outcome.verdict, outcome.verdict)
+    return ", ".join(part for part in (word, place(outcome)) if part)
+
+
+def message(outcome: Outcome, gpu: str) -> str:
+    """What the user reads on a GPU called `gpu`, in place of the one the matrix stands in for."""
+    return outcome.message.replace("made-up GPU", f"{gpu} GPU".strip())
+
+
+def told(side: Side, gpu: str) -> str:
+    """All of an outcome on a GPU called `gpu`."""
+    said = ": ".join(part for part in (brief(side.outcome), message(side.outcome, gpu)) if part)
+    known = [known_from(side.outcome)] if side.outcome.basis else []
+    return f"{said} ({'; '.join((*known, *_on_gpus(side)))})" if known else said
+
+
+def known_from(outcome: Outcome) -> str:
+    """How the matrix knows an outcome."""
+    known = {
+        "measured": "measured on CPU stand-ins: one layer, against a reference",
+        "constructed": "the layers were constructed, not computed",
+    }
+    return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
+
+
+def _on_gpus(side: Side) -> list[str]:
+    """What whole engines say of it."""
+    if not side.runs:
+        is_known = side.outcome.verdict in ("right", "wrong")
+        return ["no GPU of this capability has run it"] if is_known else []
+    last = max(side.runs, key=lambda run: run.date)
+    is_of_now = all(run.tree == side.tree for run in side.runs)
+    earlier = "" if is_of_now else ", with earlier patches"
+    wrong = [run.test for run in side.runs if run.outcome == "failed"]
+    right = f"{len(side.runs) - len(wrong)} of {len(side.runs)} right"
+    but = f", wrong in {', '.join(wrong)}" if wrong else ""
+    return [f"whole engines on an {last.device}, {last.date}{earlier}: {right}{but}"]
+
+
+def change(side: Side) -> str:
+    """What to change, in a table's cell."""
+    if side.use is None:
+        return "nothing helps"
+    return "; ".join(side.use.changes) or "nothing"
+
+
+def advice(side: Side) -> str:
+    """What to change, and what it brings."""
+    if side.is_right:
+        return "nothing to change"
+    if side.use is None:
+        return "no settings are right on this GPU"
+    return f"to change: {change(side)}; then it is {brief(side.use.outcome)}"
+
+
+def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
+    """An answer for a person: labels and texts."""
+    return [
+        ("stock", told(one.stock, gpu)),
+        ("", advice(one.stock)),
+        *(("", f"besides: {fault}") for fault in one.besides),
+        ("overlay", told(one.patched, gpu)),
+        ("", advice(one.patched)),
+        ("its wheel", install(one)),
+    ]
+
+
+def install(one: Answer) -> str:
+    """How to have the patched wheel."""
+    return f"vllm=={one.version}: vllm-overlay build {one.release.name}"
+
+
+def as_json(found: Target, settings: Settings, answers: Sequence[Answer]) -> dict[str, Any]:
+    """Question and answers for a script."""
+    asked = dataclasses.asdict(settings)
+    return {
+        "gpu": found.name or None,
+        "capability": found.capability,
+        "answered_as": found.column,
+        "note": found.note or None,
+        "settings": {**asked, "length": settings.length},
+        "releases": {one.release.name: _answer_json(one, found.name) for one in answers},
+    }
+
+
+def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
+    sides = {"stock": one.stock, "patched": one.patched}
+    both = {name: _side_json(side, gpu) for name, side in sides.items()}
+    return {"version": one.version, **both, "stock_besides": list(one.besides)}
+
+
+def _side_json(side: Side, gpu: str) -> dict[str, Any]:
+    outcome = {**side.outcome.model_dump(), "message": message(side.outcome, gpu)}
+    return {
+        **outcome,
+        "use": None if side.use is None else _use_json(side.use),
+        "gpu_runs": [run.model_dump(mode="json") for run in side.runs],
+    }
+
+
+def _use_json(use: Use) -> dict[str, Any]:
+    variables = {BACKEND: use.cell.backend, ENGINE: use.cell.v1}
+    return {
+        "changes": list(use.changes),
+        "environment": {name: value for name, value in variables.items() if value != UNSET},
+        "kv_cache_dtype": use.cell.kv_cache_dtype,
+        "dtype": use.cell.dtype,
+        "length": use.cell.length,
+        "engine": use.outcome.engine,
+        "backend": use.outcome.backend,
+        "basis": use.outcome.basis,
+    }

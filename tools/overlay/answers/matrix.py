@@ -1,0 +1,473 @@
+"""The matrix: what becomes of Llama 4 in every configuration of a release.
+
+`tests/matrix` finds it out in the release's environment; this module has it run, keeps the result
+in a form that is small and shows well in a diff, and compares the stock release with the patched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, product
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from overlay.base.console import log_for
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.workspace import Workspace
+from overlay.releases.versions import Release
+from overlay.testing.environment import Environment
+from overlay.wheels.build import build_wheel
+
+SCHEMA = 1
+#: Value of a variable that nobody has set.
+UNSET = "unset"
+#: Folder of the results, in the project.
+FOLDER = "matrix"
+#: What tests/matrix needs beside the wheel.
+NEEDS = ("pytest", "hypothesis")
+#: Seconds; a whole release takes 4 minutes on two cores.
+TIMEOUT = 1200.0
+
+Variant = Literal["stock", "patched"]
+Model = Literal["llama4", "control"]
+Verdict = Literal[
+    "right", "wrong", "selected", "type-error", "crash", "explained", "unexplained",
+    "worker-refused",
+]  # fmt: skip
+#: What no cell of a patched release may come to.
+FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
+#: Stand in a message for what the cell is.
+SETTINGS, LENGTH, BACKEND = "{settings}", "--max-model-len {max_model_len}", "{backend}"
+#: A cell's row and place in the row, in the order of the file.
+Runs = Annotated[str, StringConstraints(pattern=r"^(\d+\*)?\d+( (\d+\*)?\d+)*$")]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Outcome(_Model):
+    """What becomes of a cell."""
+
+    verdict: Verdict
+    """right and wrong are of attention; explained and unexplained are refusals before weights
+    load; worker-refused is one by a worker of what V1 let in; selected is of the control."""
+    engine: str = ""
+    """v0 or v1, as far as it got."""
+    backend: str = ""
+    """Module and class of the impl of chunked layers."""
+    stage: str = ""
+    """Of a failure: config, worker, layers or kernel."""
+    message: str = ""
+    """What the user reads, or what is wrong."""
+    basis: str = ""
+    """Of right and wrong: `measured`, or what it is known from."""
+
+    def message_for(self, cell: Cell, max_model_len: int) -> str:
+        """The message as somebody with the settings of `cell` reads it."""
+        return self._filled(cell.settings, f"--max-model-len {max_model_len}", cell.backend)
+
+    def message_beside(self, backend: str) -> str:
+        """The message for somebody who sees the settings beside it, of which `backend` is one."""
+        return self._filled("these settings", "this max_model_len", backend)
+
+    def _filled(self, settings: str, length: str, backend: str) -> str:
+        message = self.message.replace(SETTINGS, settings).replace(LENGTH, length)
+        return message.replace(BACKEND, backend)
+
+
+class Axes(_Model):
+    """What the cells of a row differ in, the last one fastest."""
+
+    dtype: tuple[str, ...]
+    kv_cache_dtype: tuple[str, ...]
+    capability: tuple[str, ...]
+
+    @property
+    def size(self) -> int:
+        """Cells of a row."""
+        return len(self.dtype) * len(self.kv_cache_dtype) * len(self.capability)
+
+
+class Row(_Model):
+    """Cells that differ in the axes alone."""
+
+    backend: str
+    """VLLM_ATTENTION_BACKEND."""
+    v1: str
+    """VLLM_USE_V1."""
+    length: Literal["past", "at"]
+    """max_model_len: past the chunk or at it."""
+    flashinfer: bool
+    """Whether FlashInfer is installed."""
+    llama4: Runs
+    """Numbers of outcomes, cell by cell, equal neighbours as COUNT*NUMBER."""
+    control: Runs
+    """The same for a model without chunks."""
+
+    @property
+    def name(self) -> tuple[str, str, str, bool]:
+        """What no two rows share."""
+        return self.backend, self.v1, self.length, self.flashinfer
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One configuration."""
+
+    backend: str
+    v1: str
+    length: str
+    flashinfer: bool
+    dtype: str
+    kv_cache_dtype: str
+    capability: str
+
+    @property
+    def settings(self) -> str:
+        """The flags and variables that are set, as vLLM's users write them."""
+        parts = [f"--kv-cache-dtype {self.kv_cache_dtype}", f"--dtype {self.dtype}"]
+        variables = {"VLLM_USE_V1": self.v1, "VLLM_ATTENTION_BACKEND": self.backend}
+        parts += [f"{name}={value}" for name, value in variables.items() if value != UNSET]
+        return f"{', '.join(parts)} on compute capability {self.capability}"
+
+    def __str__(self) -> str:
+        """In the words of the settings."""
+        length = "past the chunk" if self.length == "past" else "of a chunk"
+        flashinfer = ", FlashInfer installed" if self.flashinfer else ""
+        return (
+            f"capability {self.capability}, KV cache {self.kv_cache_dtype}, {self.dtype}, "
+            f"VLLM_ATTENTION_BACKEND {self.backend}, VLLM_USE_V1 {self.v1}, "
+            f"max_model_len {length}{flashinfer}"
+        )
+
+
+class Matrix(_Model):
+    """One release, stock or patched."""
+
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    """Version of this file's layout."""
+    release: str
+    variant: Variant
+    axes: Axes
+    outcomes: tuple[Outcome, ...]
+    """Each once, in the order of their first cells."""
+    rows: tuple[Row, ...]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Matrix:
+        if len({row.name for row in self.rows}) != len(self.rows):
+            raise ValueError("two rows are of the same configuration")
+        for row in self.rows:
+            for runs in (row.llama4, row.control):
+                numbers = expand(runs)
+                if len(numbers) != self.axes.size:
+                    raise ValueError(f"{row.name} has {len(numbers)} cells, not {self.axes.size}")
+                if max(numbers) >= len(self.outcomes):
+                    raise ValueError(f"{row.name} names an outcome that is not there")
+        return self
+
+    def cells(self, model: Model) -> Iterator[tuple[Cell, Outcome]]:
+        """Every cell with its outcome, in the order of the file."""
+        axes = (self.axes.dtype, self.axes.kv_cache_dtype, self.axes.capability)
+        for row in self.rows:
+            numbers = expand(row.llama4 if model == "llama4" else row.control)
+            for place, number in zip(product(*axes), numbers, strict=True):
+                yield Cell(*row.name, *place), self.outcomes[number]
+
+    @functools.cached_property
+    def llama4(self) -> dict[Cell, Outcome]:
+        """The cells of Llama 4."""
+        return dict(self.cells("llama4"))
+
+    @functools.cached_property
+    def control(self) -> dict[Cell, Outcome]:
+        """The cells of the model without chunks."""
+        return dict(self.cells("control"))
+
+
+def compress(numbers: Iterable[int]) -> str:
+    """Equal neighbours as COUNT*NUMBER.
+
+    >>> compress([0, 0, 0, 7, 2, 2])
+    '3*0 7 2*2'
+    """
+    runs = ((len(list(same)), number) for number, same in groupby(numbers))
+    return " ".join(f"{count}*{number}" if count > 1 else f"{number}" for count, number in runs)
+
+
+def expand(runs: str) -> list[int]:
+    """What `compress` was given.
+
+    >>> expand("3*0 7 2*2")
+    [0, 0, 0, 7, 2, 2]
+    """
+    pairs = (run.rpartition("*") for run in runs.split())
+    return [int(number) for count, _, number in pairs for _ in range(int(count or 1))]
+
+
+def from_run(raw: dict[str, Any], variant: Variant) -> Matrix:
+    """The matrix in what tests/matrix wrote.
+
+    Raises:
+        OverlayError: it is something else.
+    """
+
+    def compressed(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, **{model: compress(row[model]) for model in ("llama4", "control")}}
+
+    rows = [compressed(row) for row in raw["rows"]]
+    return _validated({**raw, "schema": SCHEMA, "variant": variant, "rows": rows}, "the run")
+
+
+def read(path: Path) -> Matrix:
+    """The matrix in a file.
+
+    Raises:
+        OverlayError: there is none, or it is damaged.
+    """
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise OverlayError(
+            f"cannot read {path}", str(error), "Make it: vllm-overlay matrix RELEASE --stock",
+            Exit.USAGE,
+        ) from error  # fmt: skip
+    return _validated(raw, str(path))
+
+
+def _validated(raw: object, where: str) -> Matrix:
+    try:
+        return Matrix.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "top level"
+        raise OverlayError(
+            f"{where} is no matrix", f"{place}: {first['msg']}",
+            "Make it again: vllm-overlay matrix RELEASE --stock", Exit.USAGE,
+        ) from error  # fmt: skip
+
+
+def dumps(matrix: Matrix) -> str:
+    """The text of a file: an outcome or a row a line."""
+    head = {
+        "schema": SCHEMA, "release": matrix.release, "variant": matrix.variant,
+        "axes": matrix.axes.model_dump(),
+    }  # fmt: skip
+    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
+    for name in ("outcomes", "rows"):
+        lines = [_line(item) for item in getattr(matrix, name)]
+        fields.append(f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]")
+    return "{\n" + ",\n".join(fields) + "\n}\n"
+
+
+def _line(item: BaseModel) -> str:
+    return json.dumps(item.model_dump(exclude_defaults=True), ensure_ascii=False)
+
+
+def path_of(root: Path, release: str, variant: Variant) -> Path:
+    """Where a result is kept in the project at `root`."""
+    return root / FOLDER / f"{release}.{variant}.json"
+
+
+def write(root: Path, matrix: Matrix) -> Path:
+    """Keep a result. Returns its file.
+
+    Raises:
+        OverlayError: the folder can't be written.
+    """
+    return write_text(path_of(root, matrix.release, matrix.variant), dumps(matrix))
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write one of the folder's files. Returns it.
+
+    Raises:
+        OverlayError: the folder can't be written.
+    """
+    try:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise OverlayError(
+            f"cannot write {path}", error.strerror or str(error), "Make its folder writable",
+            Exit.ENVIRONMENT,
+        ) from error  # fmt: skip
+    return path
+
+
+def settle(root: Path, made: Matrix, check: bool) -> list[str]:
+    """Keep a result, or with `check` compare it with the one that is kept. Returns problems."""
+    if not check:
+        write(root, made)
+        return []
+    path = path_of(root, made.release, made.variant)
+    if path.is_file() and path.read_text("utf-8") == dumps(made):
+        return []
+    return [f"{made.release}: {path.name} is not what a run gives; run it without --check"]
+
+
+def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:
+    """What is kept of a release, stock and patched, and the problems of the latter.
+
+    Raises:
+        OverlayError: a file is missing or damaged.
+    """
+    stock, patched = read(path_of(root, release, "stock")), read(path_of(root, release, "patched"))
+    return (stock, patched), compare(stock, patched)
+
+
+def counts(matrix: Matrix) -> dict[Verdict, int]:
+    """Cells of Llama 4 by verdict, the most frequent first."""
+    found = Counter(outcome.verdict for outcome in matrix.llama4.values())
+    return dict(sorted(found.items(), key=lambda item: (-item[1], item[0])))
+
+
+def summary(matrix: Matrix) -> str:
+    """The counts in a line."""
+    by_verdict = ", ".join(f"{count} {verdict}" for verdict, count in counts(matrix).items())
+    return f"{matrix.release} {matrix.variant}: {len(matrix.llama4)} cells, {by_verdict}"
+
+
+def remedies(cell: Cell, outcome: Outcome) -> Iterator[tuple[str, str, Cell]]:
+    """What a refusal of the overlay says works instead: its words, the engine, and the cell."""
+    found = _WORKS.search(outcome.message)
+    for words, engine in _REMEDY.findall(found[1]) if found else ():
+        changed: dict[str, Any] = {}
+        for change in words.split(" and "):
+            name, _, value = change.removesuffix(" or less").rpartition(" ")
+            changed.update(_CHANGES[name](value))
+        yield words, engine.lower(), dataclasses.replace(cell, **changed)
+
+
+#: From the words of a remedy to what becomes of a cell.
+_CHANGES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "unset": lambda name: {{"VLLM_USE_V1": "v1", "VLLM_ATTENTION_BACKEND": "backend"}[name]: UNSET},
+    "--kv-cache-dtype": lambda value: {"kv_cache_dtype": "fp8" if value == "fp8_e4m3" else value},
+    "--dtype": lambda value: {"dtype": value},
+    "--max-model-len": lambda _: {"length": "at"},
+}
+_WORKS = re.compile(r"What works instead: (.*)\.$")
+_REMEDY = re.compile(r"(?:^|, or )(.*?) \((V[01]) \w+\)")
+
+
+def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
+    """What a patched release should not do, given what stock does: a line each kind.
+
+    No cell may come to one of `FAULTS`; what stock got right stays right; what a refusal says to do
+    instead is right; and a model without chunks is treated as by stock, to the letter.
+    """
+    if stock.llama4.keys() != patched.llama4.keys():
+        return (f"{stock.release}: stock and patched have different cells; run both again",)
+    problems: dict[str, list[Cell]] = {}
+    for cell, new in patched.llama4.items():
+        old = stock.llama4[cell]
+        if new.verdict in FAULTS:
+            problems.setdefault(f"{new.verdict}: {new.message}", []).append(cell)
+        elif old.verdict == "right" != new.verdict:
+            problems.setdefault(f"right on stock, {_told(new)} here", []).append(cell)
+        for words, engine, remedied in remedies(cell, new):
+            then = patched.llama4[remedied]
+            if (then.verdict, then.engine) != ("right", engine):
+                problem = f"told to try {words} ({engine}), which is {_told(then)}"
+                problems.setdefault(problem, []).append(cell)
+    for cell, new in patched.control.items():
+        if new != stock.control[cell]:
+            change = f"without chunks, {_told(stock.control[cell])} became {_told(new)}"
+            problems.setdefault(change, []).append(cell)
+    return tuple(
+        f"{patched.release}: {problem} ({len(cells)} cells; {cells[0]})"
+        for problem, cells in problems.items()
+    )
+
+
+def _told(outcome: Outcome) -> str:
+    parts = (outcome.engine, outcome.backend, outcome.message)
+    detail = " ".join(part for part in parts if part)
+    return f"{outcome.verdict} ({detail})" if detail else outcome.verdict
+
+
+def run(
+    workspace: Workspace, release: Release, folder: Path, variants: Sequence[Variant], jobs: int
+) -> list[Matrix]:
+    """Run tests/matrix on the wheels of `release`, in an environment under `folder`.
+
+    Raises:
+        OverlayError: the wheel can't be built, the environment can't be made, or the run breaks.
+    """
+    tests = workspace.project.root / "tests"
+    if not (tests / FOLDER).is_dir():
+        raise OverlayError(
+            "no matrix to run here", f"{tests / FOLDER} does not exist",
+            "Run it in a checkout of the overlay", Exit.USAGE,
+        )  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = workspace.fetcher.cache.folder
+    environment = Environment.create(folder / "venv", release, workspace.versions.python, cache)
+    try:
+        return [
+            _run_one(workspace, environment, tests, folder, variant, jobs) for variant in variants
+        ]
+    finally:
+        for used in (environment.folder, folder / "dist"):
+            shutil.rmtree(used, ignore_errors=True)
+        environment.cache.forget(workspace.versions.upstream.project)
+
+
+def _wheel(workspace: Workspace, release: Release, folder: Path, variant: Variant) -> Path:
+    if variant == "stock":
+        return workspace.fetcher.fetch(release, "wheel", check=True)
+    return build_wheel(workspace, release, folder / "dist").path
+
+
+def _run_one(
+    workspace: Workspace,
+    environment: Environment,
+    tests: Path,
+    folder: Path,
+    variant: Variant,
+    jobs: int,
+) -> Matrix:
+    release = environment.release
+    log = log_for(release.name)
+    environment.install(str(_wheel(workspace, release, folder, variant)), *NEEDS)
+    result = folder / f"{variant}.json"
+    result.unlink(missing_ok=True)
+    arguments = ["-m", "matrix", str(result), "--jobs", str(jobs)]
+    start = time.monotonic()
+    try:
+        done = environment.run(arguments, {"PYTHONPATH": str(tests)}, folder, TIMEOUT)
+    except subprocess.TimeoutExpired as error:
+        raise _broken(release, variant, f"no end after {TIMEOUT:.0f} s", folder) from error
+    (folder / f"{variant}.log").write_text(done.stdout + done.stderr, "utf-8")
+    if done.returncode or not result.is_file():
+        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise _broken(release, variant, last, folder)
+    matrix = from_run(json.loads(result.read_text("utf-8")), variant)
+    log.info("%s after %.0f s", summary(matrix), time.monotonic() - start)
+    return matrix
+
+
+def _broken(release: Release, variant: Variant, why: str, folder: Path) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: the matrix broke on the {variant} wheel", re.sub(r"\s+", " ", why),
+        f"Look into {folder / f'{variant}.log'}", Exit.ENVIRONMENT,
+    )  # fmt: skip

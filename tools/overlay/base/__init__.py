@@ -1,0 +1,1 @@
+"""Errors, console, git, and how files are written: what knows nothing of releases or patches."""

@@ -1,0 +1,181 @@
+"""The commands that look up what Llama 4 does somewhere: options and printing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from overlay.answers import doctor, explain, gpus, matrix, probe
+from overlay.base.console import out, print_json
+from overlay.base.errors import Exit
+from overlay.cli.options import EPILOG, json_option, pass_workspace
+from overlay.patches.workspace import Workspace
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def _configuration(command: Command) -> Command:
+    """Options that `explain` and `doctor` share: what no environment tells."""
+    options = (
+        click.option("--gpu", metavar="NAME", help="T4, or as nvidia-smi says: 'Tesla T4'."),
+        click.option("--capability", metavar="X.Y", help="Compute capability, in place of --gpu."),
+        click.option(
+            "--kv-cache-dtype", default="auto", show_default=True,
+            type=click.Choice(["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]),
+        ),
+        click.option(
+            "--max-model-len", type=click.IntRange(1), metavar="N",
+            help="Tokens; past the chunk if not given.",
+        ),
+        click.option(
+            "--chunk", type=click.IntRange(1), default=explain.CHUNK, show_default=True,
+            metavar="N", help="attention_chunk_size of the model.",
+        ),
+        click.option(
+            "--dtype", default="auto", show_default=True,
+            type=click.Choice(["auto", "half", "float16", "bfloat16", "float", "float32"]),
+        ),
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(epilog=EPILOG)
+@click.option("--release", metavar="RELEASE", help="This one in detail; all in a table without it.")
+@_configuration
+@click.option("--backend", metavar="NAME", help="VLLM_ATTENTION_BACKEND, if it is set.")
+@click.option("--v1", type=click.Choice(["0", "1"]), help="VLLM_USE_V1, if it is set.")
+@click.option("--flashinfer/--no-flashinfer", help="Whether FlashInfer is installed.")
+@json_option
+@pass_workspace
+def explain_command(
+    workspace: Workspace,
+    release: str | None,
+    gpu: str | None,
+    capability: str | None,
+    kv_cache_dtype: str,
+    max_model_len: int | None,
+    chunk: int,
+    dtype: str,
+    backend: str | None,
+    v1: str | None,
+    flashinfer: bool,
+    as_json: bool,
+) -> None:
+    """Tell which engine and backend Llama 4 gets, whether it is right, and what to set instead.
+
+    Nothing is run: it is looked up in matrix/.
+
+    \b
+    Example:
+      vllm-overlay explain --release 0.8.5 --gpu T4
+      vllm-overlay explain --capability 8.6 --kv-cache-dtype fp8 --max-model-len 32768
+    """
+    named = _named_gpu(gpu, capability)
+    if named is None:
+        raise click.UsageError("name the GPU: --gpu T4, or --capability 7.5")
+    unset = matrix.UNSET
+    settings = explain.Settings(
+        kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len, chunk
+    )
+    versions = workspace.versions
+    chosen = (versions.get(release),) if release else versions.patched
+    target, answers = explain.ask(workspace, chosen, named, settings)
+    if as_json:
+        print_json(explain.as_json(target, settings, answers))
+        return
+    _wrapped(f"{target}, {settings}")
+    if target.note:
+        _wrapped(f"Note: {target.note}.")
+    if release:
+        _print_lines(explain.lines(answers[0], target.name) if answers else [])
+    elif answers:
+        _print_answers(answers)
+
+
+@click.command(epilog=EPILOG)
+@click.option(
+    "--python", metavar="PYTHON", help="Look into its environment; a venv's folder will do."
+)
+@_configuration
+@json_option
+@pass_workspace
+def doctor_command(
+    workspace: Workspace,
+    python: str | None,
+    gpu: str | None,
+    capability: str | None,
+    kv_cache_dtype: str,
+    max_model_len: int | None,
+    chunk: int,
+    dtype: str,
+    as_json: bool,
+) -> None:
+    """Tell what Llama 4 will do in this environment, and what to change: its vLLM, GPUs, settings.
+
+    Exit status 1 if something has to be changed. Without --python it looks at the environment
+    that it runs in if vLLM is there, else at $VIRTUAL_ENV, else at the first python3.
+
+    \b
+    Example:
+      vllm-overlay doctor --kv-cache-dtype fp8 --max-model-len 32768
+    """
+    settings = explain.Settings(kv_cache_dtype, dtype, max_model_len=max_model_len, chunk=chunk)
+    named = _named_gpu(gpu, capability)
+    interpreter = probe.choose_python(python, os.environ)
+    report = doctor.examine(workspace, interpreter, os.environ, named, settings)
+    if as_json:
+        print_json(doctor.as_json(report))
+    else:
+        _print_lines(doctor.lines(report))
+        for change in report.to_change:
+            _wrapped(f"To change: {change}")
+        if not report.to_change:
+            _wrapped("Nothing to change.")
+    if report.to_change:
+        sys.exit(Exit.PROBLEMS)
+
+
+def _named_gpu(gpu: str | None, capability: str | None) -> tuple[str, str] | None:
+    """Name and capability of the GPU that the options name."""
+    if gpu and capability:
+        raise click.UsageError("name the GPU with --gpu or --capability, not both")
+    if gpu:
+        found = gpus.find(gpu)
+        return found.name, found.capability
+    return ("", explain.capability_of(capability)) if capability else None
+
+
+def _wrapped(text: str) -> None:
+    out.print(text, soft_wrap=False, markup=False)
+
+
+def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for label, text in lines:
+        table.add_row(Text(label), Text(text))
+    out.print(table, soft_wrap=False)
+
+
+def _print_answers(answers: Iterable[explain.Answer]) -> None:
+    table = Table("release", "stock", "overlay", "to change here", box=None, pad_edge=False)
+    for one in answers:
+        row = (
+            one.release.name,
+            explain.brief(one.stock.outcome),
+            explain.brief(one.patched.outcome),
+            explain.change(one.patched),
+        )
+        table.add_row(*map(Text, row))
+    out.print(table, soft_wrap=False)
+    for one in answers:
+        for fault in one.besides:
+            _wrapped(f"{one.release.name} stock besides: {fault}.")
+    _wrapped("One of them in detail: --release RELEASE")

@@ -1,0 +1,226 @@
+"""The commands that fetch, apply and build: options and printing."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import get_args
+
+import click
+
+from overlay.base import atomic
+from overlay.base.console import err, log_for, out, print_json
+from overlay.base.errors import Exit, OverlayError
+from overlay.cli.options import EPILOG, all_option, demand_names, json_option, pass_workspace
+from overlay.patches.tree import check_out
+from overlay.patches.workspace import Workspace
+from overlay.releases.sources import Kind
+from overlay.releases.versions import Release
+from overlay.testing import environment
+from overlay.wheels import sdist, verify
+from overlay.wheels.build import Built, build_wheel
+
+
+@click.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@click.option("--sdist", "kind", flag_value="sdist", help="The source distribution only.")
+@click.option("--wheel", "kind", flag_value="wheel", help="The official wheel only.")
+@json_option
+@pass_workspace
+def fetch_command(
+    workspace: Workspace,
+    releases: tuple[str, ...],
+    everything: bool,
+    kind: Kind | None,
+    as_json: bool,
+) -> None:
+    """Fetch upstream's files into the cache, checked against VERSIONS.toml.
+
+    \b
+    Example:
+      vllm-overlay fetch 0.8.5.post1 --wheel
+      vllm-overlay fetch --all --sdist
+    """
+    demand_names(releases, everything)
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("sdist", "wheel")
+    paths = {}
+    for release in workspace.versions.select(releases, patched=False):
+        for one in kinds:
+            paths[f"{release.name} {one}"] = str(workspace.fetcher.fetch(release, one, check=True))
+    if as_json:
+        print_json(paths)
+    else:
+        for path in paths.values():
+            out.print(path)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("release")
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--until", metavar="TOPIC", help="Stop before this topic's patch.")
+@pass_workspace
+def apply_command(
+    workspace: Workspace, release: str, folder: Path | None, until: str | None
+) -> None:
+    """Make a git work tree: the release's sdist as a tagged commit, one commit per patch.
+
+    FOLDER is work/RELEASE if not given; it must be new or empty.
+
+    \b
+    Example:
+      vllm-overlay apply 0.8.3 /tmp/vllm-0.8.3
+    """
+    one = workspace.versions.get_patched(release)
+    topics = [p.topic for p in workspace.series(one)]
+    if until is not None and until not in topics:
+        raise OverlayError(
+            f"no topic {until!r} in the series of {one.name}",
+            f"it has {', '.join(topics) or 'no patch'}",
+            "Name one of them",
+            Exit.USAGE,
+        )
+    target = (folder or Path("work", one.name)).absolute()
+    result = workspace.apply(one, until).demand()
+    check_out(workspace.store, result, target, one.tag)
+    for applied in result.applied:
+        moved = (
+            f" (offset {', '.join(map('{:+d}'.format, applied.offsets))})"
+            if applied.offsets
+            else ""
+        )
+        out.print(f"{applied.path}: {applied.status.value}{moved}")
+    out.print(f"{target}: {one.tag} and {len(result.applied)} patches, tree {result.tree}")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("release")
+@click.option("--out", "folder", default="dist", type=click.Path(path_type=Path), show_default=True)
+@click.option("--sdist", "as_sdist", is_flag=True, help="Write the patched sdist, no wheel.")
+@click.option("--source", is_flag=True, help="Compile the patched sdist instead of repacking.")
+@click.option(
+    "--target", type=click.Choice(get_args(sdist.Target)), help="With --source: the device."
+)
+@click.option("--check-import", is_flag=True, help="Import the wheel in a throwaway environment.")
+@json_option
+@pass_workspace
+def build_command(
+    workspace: Workspace,
+    release: str,
+    folder: Path,
+    as_sdist: bool,
+    source: bool,
+    target: sdist.Target | None,
+    check_import: bool,
+    as_json: bool,
+) -> None:
+    """Build the patched wheel by repacking the official one: no compiler, no GPU.
+
+    \b
+    Example:
+      vllm-overlay build 0.8.5.post1
+      vllm-overlay build 0.8.5.post1 --source --target empty
+    """
+    if source is not (target is not None) or (source and as_sdist):
+        raise click.UsageError("--source goes with --target, and neither with --sdist")
+    one = workspace.versions.get_patched(release)
+    absolute = folder.absolute()
+    if as_sdist:
+        built = sdist.build_sdist(workspace, one, absolute)
+    elif target:
+        built = sdist.build_from_source(workspace, one, target, absolute)
+    else:
+        built = build_wheel(workspace, one, absolute)
+    if check_import and not as_sdist:
+        said = environment.import_check(
+            workspace.fetcher.cache.folder,
+            one,
+            workspace.versions.python,
+            built.path,
+            workspace.versions.upstream.project,
+        )
+        log_for(one.name).info("imported: it says it is %s", said)
+    if as_json:
+        print_json({"file": str(built.path), "sha256": built.sha256, "size": built.size})
+        return
+    out.print(f"{built.path}\nsha256 {built.sha256}  {built.size / 1e6:.1f} MB")
+    out.print(f"pip install '{built.path}'", style="bold")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("path", metavar="WHEEL", type=click.Path(path_type=Path))
+@click.option("--official", is_flag=True, help="Fetch the official wheel, and compare with it too.")
+@json_option
+@pass_workspace
+def verify_command(workspace: Workspace, path: Path, official: bool, as_json: bool) -> None:
+    """Prove that a patched wheel is the official one with this checkout's patches.
+
+    This checkout is all that it needs: VERSIONS.toml locks what upstream's RECORD and the patched
+    files are. Compressed bytes are compared with the official wheel's if that is in the cache.
+
+    \b
+    Example:
+      vllm-overlay verify dist/vllm-0.8.5.post1+llama4.1-cp38-abi3-manylinux1_x86_64.whl
+    """
+    checks = verify.verify(workspace, path, official=official)
+    if as_json:
+        print_json({c.name: {"detail": c.detail, "problems": c.problems} for c in checks})
+    else:
+        for check in checks:
+            verdict = "[red]wrong[/red]" if check.problems else "[green]ok[/green]"
+            out.print(f"{check.name + ':':<15} {verdict} ({check.detail})")
+            for problem in check.problems:
+                err.print(f"  {problem}", style="red", markup=False)
+    if any(check.problems for check in checks):
+        sys.exit(Exit.PROBLEMS)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@click.option(
+    "--sums",
+    metavar="FILE",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the wheels' sha256 there, to compare with another machine's.",
+)
+@pass_workspace
+def selfcheck_command(
+    workspace: Workspace, releases: tuple[str, ...], everything: bool, sums: Path | None
+) -> None:
+    """Build each wheel twice, compare the bytes and verify them; the wheels are not kept.
+
+    \b
+    Example:
+      vllm-overlay selfcheck 0.8.3 0.10.2
+      vllm-overlay selfcheck --all --sums SHA256SUMS
+    """
+    demand_names(releases, everything)
+    found: dict[str, str] = {}
+    wrong = 0
+    for one in workspace.versions.select(releases, patched=True):
+        first, problems = _twice(workspace, one)
+        for problem in problems:
+            err.print(f"{one.name}: {problem}", style="red", markup=False)
+        verdict = "wrong" if problems else "verified, twice the same"
+        out.print(f"{first.sha256}  {first.path.name}  {verdict}")
+        found[first.path.name] = first.sha256
+        wrong += len(problems)
+    if sums:
+        sums.parent.mkdir(parents=True, exist_ok=True)
+        atomic.put(sums, "".join(f"{hash_}  {name}\n" for name, hash_ in found.items()).encode())
+    if wrong:
+        sys.exit(Exit.PROBLEMS)
+
+
+def _twice(workspace: Workspace, release: Release) -> tuple[Built, list[str]]:
+    """A wheel that is built twice and then gone, and what is wrong with it."""
+    with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+        first = build_wheel(workspace, release, Path(folder, "first"))
+        second = build_wheel(workspace, release, Path(folder, "second"))
+        checks = verify.verify(workspace, first.path)
+    problems = [problem for check in checks for problem in check.problems]
+    if first.sha256 != second.sha256:
+        problems.append("a second build has other bytes")
+    return first, problems

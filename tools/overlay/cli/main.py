@@ -1,0 +1,163 @@
+"""The `vllm-overlay` command: what all commands share, and how any of them ends."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+import click
+
+from overlay.base.console import err, set_up_logging
+from overlay.base.errors import MACHINE_ERRORS, Exit, OverlayError
+from overlay.base.git import GitError
+from overlay.base.project import cache_folder, find_project
+from overlay.cli.options import CONTEXT, EPILOG
+from overlay.patches.workspace import Workspace
+from overlay.releases.index import pip_settings
+from overlay.releases.sources import Cache, Fetcher
+from overlay.releases.versions import load
+
+#: The commands by the module that has them, which is imported when one of them is asked for:
+#: all modules together take longer than most commands.
+MODULES = {
+    "ask": ("doctor", "explain"),
+    "build": ("apply", "build", "fetch", "selfcheck", "verify"),
+    "check": ("lock", "validate"),
+    "install": ("index", "install"),
+    "maintain": ("edit", "normalize", "refresh", "series", "show", "status"),
+    "port": ("port",),
+    "report": ("report",),
+    "stage": ("stage",),
+    "test": ("bench", "judge", "matrix", "regress", "upstream"),
+    "watch": ("watch",),
+}
+COMMANDS = {command: module for module, commands in MODULES.items() for command in commands}
+
+
+class _Commands(click.Group):
+    """The commands of `COMMANDS`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"overlay.cli.{COMMANDS[cmd_name]}")
+        command = getattr(module, f"{cmd_name}_command")
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.NoSuchCommand as error:
+            raise click.NoSuchCommand(error.command_name, possibilities=COMMANDS, ctx=ctx) from None
+
+
+@click.group(cls=_Commands, context_settings=CONTEXT, epilog=EPILOG)
+@click.option("--root", type=click.Path(path_type=Path), help="The overlay's checkout.")
+@click.option("--cache", type=click.Path(path_type=Path), help="Cache folder (VLLM_OVERLAY_CACHE).")
+@click.option("--offline", is_flag=True, help="Use the cache alone; never touch the network.")
+@click.option("--index-url", help="Package index to use in place of pip's settings.")
+@click.option("--find-links", multiple=True, help="Folder or page with files; asked first.")
+@click.option("-v", "--verbose", is_flag=True, help="Log everything, with tracebacks.")
+@click.version_option(package_name="vllm-overlay")
+@click.pass_context
+def cli(
+    context: click.Context,
+    root: Path | None,
+    cache: Path | None,
+    offline: bool,
+    index_url: str | None,
+    find_links: tuple[str, ...],
+    verbose: bool,
+) -> None:
+    """Patched vLLM wheels in which Llama 4 works, for the releases 0.8.3 to 0.10.2.
+
+    \b
+    Example:
+      vllm-overlay build 0.8.5.post1
+    """
+    set_up_logging(verbose)
+    project = find_project(root)
+    fetcher = Fetcher(
+        Cache((cache or cache_folder()).absolute()),
+        load(project.versions_file).upstream.project,
+        lambda: pip_settings().with_flags(index_url, find_links),
+        offline,
+    )
+    context.obj = Workspace(project, fetcher)
+
+
+def main() -> NoReturn:
+    """Run the command; a user's mistake gets one line and an exit status, no traceback."""
+    verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
+    try:
+        try:
+            status = cli.main(standalone_mode=False)
+        finally:
+            sys.stdout.flush()  # here, where a full disk is an error of one line
+        sys.exit(status if isinstance(status, int) else Exit.OK)
+    except OverlayError as error:
+        logging.getLogger("overlay").debug("traceback", exc_info=error)
+        err.print(f"error: {error}", style="bold red", markup=False)
+        sys.exit(error.status)
+    except GitError as error:
+        logging.getLogger("overlay").debug("traceback", exc_info=error)
+        err.print(
+            f"error: {error}. If the disk is full, make room; if git/ in the cache is damaged, "
+            "delete it: it is made anew.",
+            style="bold red",
+            markup=False,
+        )
+        sys.exit(Exit.ENVIRONMENT)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        err.print("interrupted")
+        sys.exit(130)
+    except BrokenPipeError:
+        _drop_output()
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            _internal_error(error, verbose)
+        logging.getLogger("overlay").debug("traceback", exc_info=error)
+        place = f" {error.filename}" if error.filename else ""
+        err.print(
+            f"error: this machine refuses{place}: {error.strerror}. "
+            "Make room or make it writable, and run it again.",
+            style="bold red",
+            markup=False,
+        )
+        _drop_output()
+        sys.exit(Exit.ENVIRONMENT)
+    except Exception as error:  # a fault of ours: the traceback is for the bug report
+        _internal_error(error, verbose)
+
+
+def _internal_error(error: Exception, verbose: bool) -> NoReturn:
+    if verbose:
+        raise error
+    err.print(
+        f"internal error: {type(error).__name__}: {error}. "
+        "Run it again with --verbose and report the traceback.",
+        style="bold red",
+        markup=False,
+    )
+    sys.exit(70)
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from trying once more, at its end, to write what cannot be."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,50 @@
+"""What the modules with commands share: help texts, options, and the workspace they work in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from overlay.patches.workspace import Workspace
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+EPILOG = """\b
+Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file not to be had,
+4 file not as pinned, 5 patch or series does not fit, 6 this machine refuses,
+70 a fault of the tool itself, 130 interrupted.
+"""
+
+pass_workspace = click.make_pass_decorator(Workspace)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
+
+
+def work_option(suite: str, what: str) -> Callable[[_F], _F]:
+    """--work of a command that leaves `what` in work/<suite>/RELEASE; its parameter is `folder`."""
+    return click.option(
+        "--work",
+        "folder",
+        default=f"work/{suite}",
+        type=click.Path(path_type=Path),
+        show_default=True,
+        help=f"Where {what} go, in a folder of the release's name.",
+    )
+
+
+def demand_names(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:
+    """The names as given: some, or none with --all.
+
+    Raises:
+        click.UsageError: both or neither.
+    """
+    if names and everything:
+        raise click.UsageError("name releases or pass --all, not both")
+    if not names and not everything:
+        raise click.UsageError("name one or more releases, or pass --all")
+    return names

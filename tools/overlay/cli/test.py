@@ -1,0 +1,217 @@
+"""The commands that run tests on stock and patched wheels: options and printing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from overlay.answers import evidence, matrix
+from overlay.base.console import err, out, print_json
+from overlay.base.errors import Exit
+from overlay.cli.options import (
+    EPILOG,
+    all_option,
+    demand_names,
+    json_option,
+    pass_workspace,
+    work_option,
+)
+from overlay.patches.workspace import Workspace
+from overlay.testing import bench, junit, regress, upstream
+from overlay.testing.results import Verdict
+
+
+@click.command(epilog=EPILOG)
+@click.argument("release")
+@click.option("--keep", is_flag=True, help="Keep the environment, for a look into it.")
+@work_option("regress", "the environment, junit XML and logs")
+@click.option(
+    "--suite",
+    type=click.Choice(list(regress.SUITES)),
+    default="regress",
+    show_default=True,
+    help="regress needs no GPU; gpu runs whole engines on an NVIDIA GPU.",
+)
+@json_option
+@pass_workspace
+def regress_command(
+    workspace: Workspace, release: str, keep: bool, folder: Path, suite: str, as_json: bool
+) -> None:
+    """Run the regression tests on a release's stock wheel, then on the patched one.
+
+    Tests marked FAIL_TO_PASS must fail on stock with the very error and pass on patched; all
+    others must pass on both. Needs 10 GB of disk for a while.
+
+    \b
+    Example:
+      vllm-overlay regress 0.8.3
+    """
+    one = workspace.versions.get(release)
+    verdict = regress.run(workspace, one, (folder / one.name).absolute(), keep, suite)
+    _report(verdict, as_json)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("release")
+@click.option("--anew", is_flag=True, help="Run the stock wheel again, even if its result is kept.")
+@click.option("--keep", is_flag=True, help="Keep the environment and the tests, for a look.")
+@work_option("upstream", "environment, tests, junit XML and logs")
+@json_option
+@pass_workspace
+def upstream_command(
+    workspace: Workspace, release: str, anew: bool, keep: bool, folder: Path, as_json: bool
+) -> None:
+    """Run upstream's own tests on a release's stock wheel and on the patched one; compare.
+
+    What passes on stock must pass on patched, and so must the tests that the patches bring. What
+    passes on neither is listed with the reason. No GPU, no network; needs 10 GB for a while.
+
+    \b
+    Example:
+      vllm-overlay upstream 0.9.2
+    """
+    one = workspace.versions.get_patched(release)
+    verdict = upstream.run(workspace, one, (folder / one.name).absolute(), keep, anew)
+    _report(verdict, as_json)
+
+
+@click.command(epilog=EPILOG)
+@click.argument("release")
+@click.argument("stock", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("patched", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option("--markdown", is_flag=True, help="Print what the tests measured, as a table.")
+@click.option(
+    "--keep", is_flag=True, help="Keep what engines measured, in matrix/RELEASE.gpu.json."
+)
+@json_option
+@pass_workspace
+def judge_command(
+    workspace: Workspace,
+    release: str,
+    stock: Path,
+    patched: Path,
+    markdown: bool,
+    keep: bool,
+    as_json: bool,
+) -> None:
+    """Compare two runs of a suite that were made elsewhere, from their junit XML.
+
+    For a machine that has a GPU but no index: run pytest there on either wheel, judge here.
+
+    \b
+    Example:
+      vllm-overlay judge 0.8.3 stock.xml patched.xml
+    """
+    before, after = map(junit.read, (stock, patched))
+    if keep:
+        one = workspace.versions.get(release)
+        runs = evidence.runs_of(before, "stock", one, junit.day_of(stock))
+        runs += evidence.runs_of(after, "patched", one, junit.day_of(patched))
+        _keep(workspace.project.root, one.name, runs)
+    if markdown:
+        out.print(regress.markdown(before, after), markup=False, soft_wrap=True)
+    _report(regress.judge(release, before, after), as_json)
+
+
+def _keep(root: Path, release: str, runs: Sequence[evidence.Run]) -> None:
+    """Add engines to those that are kept."""
+    kept = evidence.read(root, release).merged(runs)
+    path = evidence.write(root, kept)
+    err.print(f"{path.relative_to(root)}: {len(kept.runs)} runs", markup=False)
+
+
+def _report(verdict: Verdict, as_json: bool) -> None:
+    if as_json:
+        print_json(dataclasses.asdict(verdict))
+    else:
+        _print_verdict(verdict)
+    if verdict.problems:
+        sys.exit(Exit.PROBLEMS)
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    for name in verdict.fail_to_pass:
+        out.print(f"FAIL_TO_PASS {name}", markup=False)
+    for name, why in verdict.skipped.items():
+        out.print(f"SKIPPED {name}: {why}", markup=False)
+    for problem in verdict.problems:
+        err.print(problem, style="red", markup=False)
+    out.print(f"{verdict.release}: {verdict.counts}")
+
+
+@click.command(epilog=EPILOG)
+@click.argument("releases", nargs=-1)
+@all_option
+@click.option("--stock", is_flag=True, help="Run the stock wheel too, before the patched one.")
+@click.option("--check", is_flag=True, help="Run, but demand what matrix/ has; write nothing.")
+@click.option("--compare", is_flag=True, help="Run nothing; compare what matrix/ has.")
+@click.option("--jobs", default=os.cpu_count(), show_default="all cores", help="Processes.")
+@work_option("matrix", "the environment and logs")
+@json_option
+@pass_workspace
+def matrix_command(
+    workspace: Workspace,
+    releases: tuple[str, ...],
+    everything: bool,
+    stock: bool,
+    check: bool,
+    compare: bool,
+    jobs: int,
+    folder: Path,
+    as_json: bool,
+) -> None:
+    """Find out what becomes of Llama 4 in every configuration, on a machine without a GPU.
+
+    Runs the release's own selection for each GPU, KV cache, backend name, engine and dtype,
+    constructs the layers and computes them where that is possible. Results are kept in matrix/;
+    the patched release must not fail, refuse without a remedy, or be worse than stock anywhere.
+
+    \b
+    Example:
+      vllm-overlay matrix 0.8.5.post1 --stock
+    """
+    demand_names(releases, everything)
+    if compare and (check or stock):
+        raise click.UsageError("--compare runs nothing: pass neither --check nor --stock")
+    root, problems, tables = workspace.project.root, list[str](), {}
+    variants: tuple[matrix.Variant, ...] = ("stock", "patched") if stock else ("patched",)
+    for one in workspace.versions.select(releases, patched=True):
+        if not compare:
+            place = (folder / one.name).absolute()
+            for made in matrix.run(workspace, one, place, variants, jobs):
+                problems += matrix.settle(root, made, check)
+        found, worse = matrix.judge(root, one.name)
+        problems += worse
+        tables.update({f"{m.release} {m.variant}": matrix.counts(m) for m in found})
+        if not as_json:
+            for kept in found:
+                out.print(matrix.summary(kept), markup=False)
+    if as_json:
+        print_json({"cells": tables, "problems": problems})
+    else:
+        for problem in problems:
+            err.print(problem, style="red", markup=False)
+    if problems:
+        sys.exit(Exit.PROBLEMS)
+
+
+@click.command(epilog=EPILOG)
+@click.option("--repeat", default=3, show_default=True, help="Runs of each; the best counts.")
+@click.option("--write", "target", type=click.Path(path_type=Path), help="Write it to a file too.")
+@pass_workspace
+def bench_command(workspace: Workspace, repeat: int, target: Path | None) -> None:
+    """Measure repacking and validation; prints Markdown.
+
+    \b
+    Example:
+      vllm-overlay bench --write docs/benchmarks.md
+    """
+    text = bench.bench(workspace, repeat)
+    sys.stdout.write(text)
+    if target:
+        target.write_text(text, "utf-8")

@@ -1,0 +1,1 @@
+"""A vLLM that is installed: patched where it lies, and put back."""

@@ -1,0 +1,1 @@
+"""Patches, series and trees: applied, checked, edited and written back."""

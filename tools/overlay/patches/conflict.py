@@ -1,0 +1,67 @@
+"""Conflicts as a person reads them: which releases, which hunk, and both sides as a diff."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+
+from overlay.patches.fit import Conflict
+from overlay.patches.hunks import HunkMatch, MatchKind
+from overlay.patches.series import PatchPath
+from overlay.patches.tree import Applied
+
+#: Lines around a difference.
+_AROUND = 2
+#: Lines of a merge's conflict that are told of each side.
+_SHOWN = 8
+
+
+def explain(failures: Sequence[tuple[str, Applied]]) -> Iterator[str]:
+    """Lines that show what does not match; `failures` are releases with a patch that does not.
+
+    Releases that have the same lines there are told together.
+    """
+    told: dict[tuple[object, ...], list[tuple[str, HunkMatch]]] = {}
+    for release, applied in failures:
+        for match in applied.failures:
+            key = (applied.path, match.path, match.number, match.expected, match.found)
+            told.setdefault(key, []).append((release, match))
+    for (path, *_), same in told.items():
+        assert isinstance(path, PatchPath)
+        yield from _explain(", ".join(release for release, _ in same), path, *same[0])
+
+
+def _explain(releases: str, path: PatchPath, first: str, match: HunkMatch) -> Iterator[str]:
+    yield f"{releases}: {path}"
+    place = f"  {match.path} hunk {match.number} {match.header}"
+    if match.kind is MatchKind.AMBIGUOUS:
+        yield f"{place} matches in several places: {', '.join(match.found)}"
+        return
+    yield place
+    yield f"  - what the patch expects, + what {first} has at line {match.line}"
+    expected, found = _plain(match.expected), _plain(match.found)
+    for line in list(difflib.unified_diff(expected, found, n=_AROUND, lineterm=""))[2:]:
+        yield "    …" if line.startswith("@@") else f"    {line}"
+
+
+def _plain(lines: Sequence[str]) -> list[str]:
+    return [line.rstrip("\n") for line in lines]
+
+
+def sides(conflict: Conflict, theirs: str) -> Iterator[str]:
+    """Lines that tell of a merge's conflict: the place, and what each side has there.
+
+    `theirs` names the tree that was merged into. A long side is told by what it changes.
+    """
+    yield str(conflict)
+    for who, lines in ((theirs, conflict.upstream), ("the patch", conflict.patch)):
+        shown, verb = list(lines), "has"
+        if len(lines) > _SHOWN and conflict.base:
+            verb = "changes"
+            diff = difflib.unified_diff(conflict.base, lines, n=_AROUND, lineterm="")
+            shown = ["…" if line.startswith("@@") else line for line in list(diff)[2:]]
+        if lines or conflict.line:
+            yield f"  {who} {verb}" + (":" if shown else " nothing")
+        yield from (f"    {line}".rstrip() for line in shown[: 2 * _SHOWN])
+        if len(shown) > 2 * _SHOWN:
+            yield f"    … and {len(shown) - 2 * _SHOWN} more lines"

@@ -1,0 +1,71 @@
+"""A release's entry in the text of VERSIONS.toml, as `port` adds it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from packaging.version import InvalidVersion, Version
+
+from overlay.releases import versions
+from overlay.releases.versions import PinnedFile, Release
+
+_HEADER = re.compile(r'^\[releases\."(?P<name>[^"]+)"\]', re.MULTILINE)
+
+
+def insert(text: str, release: Release) -> str:
+    """The VERSIONS.toml `text` with `release` in it, in version order; the rest stays as it is.
+
+    Raises:
+        OverlayError: the file is written in a way that leaves no place for it.
+    """
+    place = _place(text, release.version)
+    before, after = text[:place].rstrip("\n"), text[place:]
+    added = "\n\n".join(part for part in (before, render(release).rstrip("\n"), after) if part)
+    whole = added.rstrip("\n") + "\n"
+    versions.parse(whole, "VERSIONS.toml with it")
+    return whole
+
+
+def _place(text: str, version: Version) -> int:
+    """Where the first newer release starts, with the comments above it; else the end."""
+    for header in _HEADER.finditer(text):
+        try:
+            newer = Version(header["name"]) > version
+        except InvalidVersion:
+            continue
+        if newer:
+            start = header.start()
+            while (above := text.rfind("\n", 0, max(start - 1, 0)) + 1) < start and text[
+                above
+            ] == "#":
+                start = above
+            return start
+    return len(text)
+
+
+def render(release: Release) -> str:
+    """The entry alone, keys in the file's order."""
+    return "".join(f"{line}\n" for line in _lines(release))
+
+
+def _lines(release: Release) -> Iterator[str]:
+    yield f'[releases."{release.name}"]'
+    keys = ("tag", "status", "revision", "series", "requires_python", "torch", "xformers",
+            "constraints", "overrides", "upstream_tree", "tree",
+            "files", "record", "record_python")  # fmt: skip
+    for key in keys:
+        value = getattr(release, key)
+        if value not in (None, ()):
+            yield f"{key} = {_value(value)}"
+    for kind in ("sdist", "wheel"):
+        file: PinnedFile = getattr(release, kind)
+        yield f'[releases."{release.name}".{kind}]'
+        for key in ("file", "sha256", "size"):
+            yield f"{key} = {_value(getattr(file, key))}"
+
+
+def _value(value: object) -> str:
+    # JSON's strings, numbers and lists of strings are TOML's too.
+    return json.dumps(value, ensure_ascii=False)

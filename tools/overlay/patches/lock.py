@@ -1,0 +1,98 @@
+"""The generated fields of VERSIONS.toml: tree ids and digests, written by an explicit command
+only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import tomlkit
+
+from overlay.base import atomic
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.changes import shipped
+from overlay.patches.tree import UNKNOWN_TREE, Result
+from overlay.patches.workspace import Workspace
+from overlay.releases.versions import Release
+
+#: What gives the digests of a release's official RECORD (`record.pins`).
+RecordOf = Callable[[Workspace, Release], tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One generated field, before and after."""
+
+    release: str
+    key: str
+    old: str
+    new: str
+
+    @property
+    def is_change(self) -> bool:
+        """Whether the two differ."""
+        return self.old != self.new
+
+
+def compute(workspace: Workspace, releases: Iterable[Release], record_of: RecordOf) -> list[Change]:
+    """The generated fields of `releases` as they are now, beside those in VERSIONS.toml.
+
+    The digests of the official wheel's RECORD, which `record_of` gives, are as fixed as the wheel:
+    they are computed, and the wheel fetched, where they are missing.
+
+    Raises:
+        OverlayError: a series does not apply, or a file can't be had.
+    """
+    changes = []
+    for release in releases:
+        unpinned = release.model_copy(update={"upstream_tree": UNKNOWN_TREE})
+        result = workspace.apply(unpinned).demand()
+        base = workspace.store.tree_of(result.base)
+        changes.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
+        if release.tree is not None:
+            changes += of_result(workspace, result)
+        if release.is_patched and None in (release.record, release.record_python):
+            changes += _record(release, *record_of(workspace, release))
+    return changes
+
+
+def of_result(workspace: Workspace, result: Result) -> list[Change]:
+    """The fields that speak of the whole series, applied."""
+    release = result.release
+    files = shipped(workspace.store, result).digest
+    return [
+        Change(release.name, "tree", str(release.tree), result.tree),
+        Change(release.name, "files", release.files or "none", files),
+    ]
+
+
+def _record(release: Release, every: str, python: str) -> list[Change]:
+    return [
+        Change(release.name, "record", release.record or "none", every),
+        Change(release.name, "record_python", release.record_python or "none", python),
+    ]
+
+
+def render(path: Path, changes: Iterable[Change]) -> str:
+    """The text of the VERSIONS.toml at `path` with `changes`, comments and order kept."""
+    document = tomlkit.parse(path.read_text("utf-8"))
+    releases = document["releases"]
+    assert isinstance(releases, Mapping)
+    for change in changes:
+        releases[change.release][change.key] = change.new
+    return tomlkit.dumps(document)
+
+
+def write(path: Path, changes: Iterable[Change]) -> None:
+    """Put `changes` into the VERSIONS.toml at `path`, comments and order kept, atomically."""
+    text = render(path, changes)
+    try:
+        atomic.put(path, text.encode())
+    except OSError as error:
+        raise OverlayError(
+            f"cannot write {path}",
+            error.strerror or str(error),
+            "Make its folder writable",
+            Exit.ENVIRONMENT,
+        ) from error

@@ -1,0 +1,509 @@
+"""Source trees: a release's sdist as a git commit, and a series applied on top of it.
+
+There is one applier, `apply_series`. validate, build, apply and the tests all call it. It
+works on git objects alone (a private index in a bare repository in the cache), so it is
+fast, leaves no half-patched folder behind, and cannot be misled by a repository around it.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import Path
+from typing import IO
+
+from filelock import FileLock
+
+from overlay.base.errors import Exit, OverlayError
+from overlay.base.git import Git, GitError
+from overlay.patches import patch as patches_module
+from overlay.patches.hunks import HunkMatch, MatchKind, apply_hunks, is_applied, to_bytes, to_text
+from overlay.patches.patch import Mail, Patch
+from overlay.patches.series import PatchPath
+from overlay.releases import archive
+from overlay.releases.versions import PinnedFile, Release
+
+#: Base commits are the same everywhere: fixed author, and the release's name as message.
+_BASE_IDENTITY = "vllm-overlay <vllm-overlay@localhost> 0 +0000"
+#: Stands for a tree id not yet pinned.
+UNKNOWN_TREE = "0" * 40
+
+
+class ApplyStatus(Enum):
+    """What became of one patch on one release."""
+
+    CLEAN = "clean"
+    OFFSET = "offset"
+    CONFLICT = "conflict"
+    UPSTREAMED = "already upstream"
+    BROKEN = "broken"
+    MISSING = "missing"
+    NOT_TRIED = "not tried"
+
+    @property
+    def is_good(self) -> bool:
+        """Whether the patch is in the tree."""
+        return self in (ApplyStatus.CLEAN, ApplyStatus.OFFSET)
+
+
+@dataclass(frozen=True)
+class Applied:
+    """One patch of a series, tried."""
+
+    path: PatchPath
+    status: ApplyStatus
+    patch: Patch | None = None
+    commit: str = ""
+    """Commit id with the patch in it, when it applied."""
+    matches: tuple[HunkMatch, ...] = ()
+    error: OverlayError | None = None
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Line offsets of the hunks that moved."""
+        return tuple(m.offset for m in self.matches if m.kind is MatchKind.OFFSET)
+
+    @property
+    def failures(self) -> tuple[HunkMatch, ...]:
+        """The hunks that match nowhere, or in several places."""
+        return tuple(match for match in self.matches if not match.is_good)
+
+    @property
+    def summary(self) -> str:
+        """What became of it in a word or two: clean, offset +3, conflict, …"""
+        if self.status is not ApplyStatus.OFFSET:
+            return str(self.status.value)
+        return f"{self.status.value} {max(self.offsets, key=abs, default=0):+d}"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A whole series applied to a release, as far as it went."""
+
+    release: Release
+    base: str
+    """Commit of the unpacked sdist."""
+    applied: tuple[Applied, ...]
+    tree: str
+    """Git tree id after the last patch that applied."""
+
+    @property
+    def head(self) -> str:
+        """Commit after the last patch that applied."""
+        good = [a.commit for a in self.applied if a.status.is_good]
+        return good[-1] if good else self.base
+
+    @property
+    def error(self) -> OverlayError | None:
+        """Why the series stopped, if it did."""
+        return next((a.error for a in self.applied if a.error), None)
+
+    def demand(self) -> Result:
+        """This result, if every patch applied.
+
+        Raises:
+            OverlayError: the first patch that did not.
+        """
+        if self.error:
+            raise self.error
+        return self
+
+
+@dataclass(frozen=True)
+class Store:
+    """A bare repository in the cache that holds the releases' source trees."""
+
+    folder: Path
+    git: Git = field(repr=False)
+
+    @classmethod
+    def open(cls, cache: Path) -> Store:
+        """The store in `cache`, made if there is none.
+
+        Raises:
+            OverlayError: the folder can't be written.
+        """
+        folder = cache / "git"
+        store = cls(folder, Git(folder))
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with FileLock(cache / "git.lock"):
+                if not (folder / "HEAD").is_file():
+                    _init_bare(folder)
+        except (OSError, GitError) as error:
+            raise OverlayError(
+                f"cannot make {folder}",
+                str(error),
+                "Delete it if it is there, make its folder writable with room on the disk, or "
+                "name another cache with VLLM_OVERLAY_CACHE",
+                Exit.ENVIRONMENT,
+            ) from error
+        return store
+
+    def run(
+        self, *arguments: str, stdin: bytes = b"", env: Mapping[str, str] | None = None
+    ) -> bytes:
+        """Git's stdout for a command that can only fail if the store or the machine is at fault.
+
+        Raises:
+            OverlayError: it failed.
+        """
+        try:
+            return self.git.run(*arguments, stdin=stdin, env=env)
+        except GitError as error:
+            raise self.fault(error) from error
+
+    def send(self, other: Git, commit: str, since: str = "") -> None:
+        """Copy to another repository what `commit` has, less what `since` has.
+
+        Raises:
+            OverlayError: it failed.
+        """
+        try:
+            self.git.send(other, commit, since)
+        except GitError as error:
+            raise self.fault(error) from error
+
+    def fault(self, error: Exception) -> OverlayError:
+        """The error for a store that git cannot use."""
+        return OverlayError(
+            f"git cannot use {self.folder}",
+            getattr(error, "said", "") or str(error),
+            "If the disk is full, make room; else delete that folder: it is made anew from the "
+            "sdists",
+            Exit.ENVIRONMENT,
+        )
+
+    def base(self, release: Release, sdist: Callable[[], Path]) -> str:
+        """Commit of `release`'s sdist, imported from the file `sdist()` the first time.
+
+        Raises:
+            OverlayError: a member leaves its root, or the tree is not the one pinned.
+        """
+        commit = self.imported(release.name, release.sdist, sdist)
+        tree = self.tree_of(commit)
+        if release.upstream_tree not in (tree, UNKNOWN_TREE):
+            raise OverlayError(
+                f"{release.name}: the source tree is not the one pinned",
+                f"its tree id is {tree}, VERSIONS.toml says {release.upstream_tree}",
+                f"Delete {self.folder} and try again; if it stays, the pin is wrong",
+                Exit.INTEGRITY,
+            )
+        return commit
+
+    def imported(self, name: str, pinned: PinnedFile, sdist: Callable[[], Path]) -> str:
+        """Commit of release `name`'s sdist `pinned`, whatever its tree; imported as by `base`.
+
+        Raises:
+            OverlayError: a member leaves its root.
+        """
+        ref = f"refs/overlay/base/{pinned.sha256}"
+        try:
+            with FileLock(self.folder.parent / f"git-{name}.lock"):
+                return self._resolve(ref) or self._import(name, pinned, sdist(), ref)
+        except OSError as error:
+            raise self.fault(error) from error
+
+    def tree_of(self, commit: str) -> str:
+        """Tree id of a commit."""
+        return self.run("rev-parse", f"{commit}^{{tree}}").decode().strip()
+
+    def _resolve(self, ref: str) -> str | None:
+        try:
+            return self.git.text("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        except GitError:
+            return None
+
+    def _import(self, name: str, pinned: PinnedFile, sdist: Path, ref: str) -> str:
+        stream = io.BytesIO()
+        _write_fast_import(f"{name}: {pinned.file}\n", sdist, ref, stream)
+        # Git's own lock of the ref outlives a git that is killed. We hold ours, so nobody has it.
+        (self.folder / f"{ref}.lock").unlink(missing_ok=True)
+        # --force: a ref whose commit is lost is made anew.
+        self.run("fast-import", "--quiet", "--done", "--force", stdin=stream.getvalue())
+        return self.run("rev-parse", "--verify", f"{ref}^{{commit}}").decode().strip()
+
+    def commit(self, tree: str, parent: str, mail: Mail, message: str) -> str:
+        """A commit with the author and date of `mail`, as committer too: the same every time."""
+        who = {
+            f"GIT_{role}_{key}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for key, value in (("NAME", mail.author), ("EMAIL", mail.email), ("DATE", mail.date))
+        }
+        out = self.run("commit-tree", tree, "-p", parent, stdin=message.encode(), env=who)
+        return out.decode().strip()
+
+    @contextmanager
+    def index(self, commit: str) -> Iterator[dict[str, str]]:
+        """Environment with a private index that holds `commit`'s tree."""
+        with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+            env = {"GIT_INDEX_FILE": str(Path(folder, "index"))}
+            self.run("read-tree", commit, env=env)
+            yield env
+
+    def show(self, treeish: str, path: str) -> bytes | None:
+        """The file `path` in a commit or tree, or None."""
+        name = f"{treeish}:{path}"
+        try:
+            return self.git.run("cat-file", "blob", name)
+        except GitError as error:
+            if "does not exist in" not in error.stderr and not self._is_folder(name):
+                raise self.fault(error) from error
+            return None
+
+    def _is_folder(self, name: str) -> bool:
+        return self.run("cat-file", "-t", name) == b"tree\n"
+
+    def files(self, commit: str) -> Iterator[tuple[str, bool, bytes]]:
+        """Every file of a commit: path, whether it is executable, bytes; in path order."""
+        listing = self.run("ls-tree", "-r", "-z", commit).decode("utf-8", "surrogateescape")
+        entries = []
+        for line in listing.split("\0")[:-1]:
+            kind, path = line.split("\t", 1)
+            mode, _, blob = kind.split(" ")
+            entries.append((path, mode == "100755", blob))
+        wanted = "".join(f"{blob}\n" for _, _, blob in entries).encode()
+        stream = io.BytesIO(self.run("cat-file", "--batch", stdin=wanted))
+        for path, executable, _ in entries:
+            head = stream.readline().split()
+            if head[1:2] != [b"blob"]:
+                raise self.fault(GitError("cat-file", 0, f"{path} is missing"))
+            yield path, executable, stream.read(int(head[2]))
+            stream.read(1)
+
+    def changed(self, old: str, new: str) -> dict[str, str]:
+        """Paths that differ between two commits, with A, M or D each."""
+        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--name-status", old, new)
+        parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
+        return dict(zip(parts[1::2], parts[::2], strict=True))
+
+
+def _init_bare(folder: Path) -> None:
+    """Make a bare repository that has its name when it is complete, and not before."""
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        made = Path(scratch, folder.name)
+        Git(made).run("init", "--quiet", "--bare", str(made))
+        made.rename(folder)
+
+
+def _write_fast_import(subject: str, sdist: Path, ref: str, stream: IO[bytes]) -> None:
+    """Write the sdist as one commit in git's fast-import format."""
+    message = subject.encode()
+    stream.write(b"feature done\n")
+    stream.write(f"commit {ref}\ncommitter {_BASE_IDENTITY}\n".encode())
+    stream.write(b"data %d\n%s\ndeleteall\n" % (len(message), message))
+    for member, data in archive.read_sdist(sdist):
+        mode = b"100755" if member.mode & 0o100 else b"100644"
+        quoted = _quote(member.name)
+        stream.write(b"M %s inline %s\ndata %d\n" % (mode, quoted, len(data)))
+        stream.write(data)
+        stream.write(b"\n")
+    stream.write(b"done\n")
+
+
+def _quote(path: str) -> bytes:
+    raw = path.encode("utf-8", "surrogateescape")
+    return b'"' + raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
+
+
+def apply_series(
+    store: Store, release: Release, base: str, patches: Path, series: Sequence[PatchPath]
+) -> Result:
+    """Apply `series` in order to the commit `base`, with zero fuzz.
+
+    Stops at the first patch that does not apply; the rest are NOT_TRIED. Every patch that
+    applies becomes a commit with the author and date of its mail.
+    """
+    applied: list[Applied] = []
+    head = base
+    with store.index(base) as env:
+        for path in series:
+            if applied and not applied[-1].status.is_good:
+                applied.append(Applied(path, ApplyStatus.NOT_TRIED))
+                continue
+            one = _apply_one(store, release.name, head, patches, path, env)
+            applied.append(one)
+            if one.status.is_good:
+                head = one.commit
+    return Result(release, base, tuple(applied), store.tree_of(head))
+
+
+def apply_patch(store: Store, name: str, head: str, patches: Path, path: PatchPath) -> Applied:
+    """Apply one patch to the commit `head`, with zero fuzz; release `name` is for errors."""
+    with store.index(head) as env:
+        return _apply_one(store, name, head, patches, path, env)
+
+
+def _apply_one(
+    store: Store, name: str, head: str, patches: Path, path: PatchPath, env: dict[str, str]
+) -> Applied:
+    try:
+        patch = patches_module.read(store.git, patches, path)
+    except OverlayError as error:
+        missing = not path.under(patches).exists()
+        status = ApplyStatus.MISSING if missing else ApplyStatus.BROKEN
+        return Applied(path, status, error=error)
+    texts: dict[str, str | None] = {}
+    after: dict[str, str | None] = {}
+    matches: list[HunkMatch] = []
+    for file in patch.files:
+        texts[file.path] = to_text(store.show(head, file.path))
+        after[file.path], found = apply_hunks(file, texts[file.path])
+        matches += found
+    tried = Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches))
+    if tried.failures and is_applied(patch.files, texts):
+        return replace(tried, status=ApplyStatus.UPSTREAMED, error=_already(name, path))
+    if tried.failures:
+        return replace(tried, error=_conflict(name, path, tried.failures))
+    try:
+        commit = _commit(store, head, patch, env)
+        _assert_result(store, head, commit, after, patch)
+    except GitError as failure:
+        if failure.is_machine:
+            raise store.fault(failure) from failure
+        why = failure.said or "it gave no reason"
+        return replace(tried, error=_refused(name, path, why))
+    status = ApplyStatus.OFFSET if tried.offsets else ApplyStatus.CLEAN
+    return replace(tried, status=status, commit=commit)
+
+
+def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
+    """Apply `patch` to the index and commit it, as git am would. Returns the commit id."""
+    mail, git = patch.mail, store.git
+    git.run(
+        "apply", "--cached", "--whitespace=nowarn", "-",
+        stdin=mail.diff.encode(), env=env,
+    )  # fmt: skip
+    tree = store.run("write-tree", env=env).decode().strip()
+    return store.commit(tree, head, mail, mail.message)
+
+
+def _assert_result(
+    store: Store, head: str, commit: str, after: dict[str, str | None], patch: Patch
+) -> None:
+    """Every file the patch lists changed, no other did, and each is what the hunks say.
+
+    git can exit 0 without having done its work; the hunks were applied here as well.
+    """
+    changed = set(store.changed(head, commit))
+    listed = set(after)
+    if changed != listed:
+        raise GitError("apply", 0, f"changed {sorted(changed)}, the patch lists {sorted(listed)}")
+    for file in patch.files:
+        if store.show(commit, file.path) != to_bytes(after[file.path]):
+            raise GitError("apply", 0, f"{file.path} is not what its hunks say")
+
+
+def _already(name: str, path: PatchPath) -> OverlayError:
+    return OverlayError(
+        f"{name}: {path} is upstream already",
+        "it does not apply, and its reverse does",
+        f"Take it out of series/{name}",
+        Exit.PATCH,
+    )
+
+
+def _refused(name: str, path: PatchPath, why: str) -> OverlayError:
+    return OverlayError(
+        f"{name}: {path} does not apply",
+        f"git apply: {why}",
+        f"Port it: see the tree with 'vllm-overlay apply {name}'",
+        Exit.PATCH,
+    )
+
+
+def _conflict(name: str, path: PatchPath, bad: Sequence[HunkMatch]) -> OverlayError:
+    return OverlayError(
+        f"{name}: {path} does not apply",
+        "; ".join(describe(m) for m in bad),
+        f"See the tree that it must fit with 'vllm-overlay apply {name} "
+        f"--until {path.topic}', and write the text for it as "
+        f"patches/{path.topic}/{name}.patch",
+        Exit.PATCH,
+    )
+
+
+def describe(match: HunkMatch) -> str:
+    """One hunk that did not match, for people: which, the lines expected and found."""
+    place = f"{match.path} hunk {match.number} ({match.header})"
+    if match.kind is MatchKind.AMBIGUOUS:
+        return f"{place} matches in several places: {', '.join(match.found)}"
+    if not match.line:  # the file is missing, or there where it should not be
+        return f"{match.path}: {', '.join(match.found)}"
+    width = max(len(match.expected), len(match.found))
+    rows = zip(
+        [*match.expected, *[""] * width], [*match.found, *[""] * width], range(width), strict=False
+    )
+    differing = [(e.rstrip("\n"), f.rstrip("\n"), n) for e, f, n in rows if e != f]
+    if not differing:
+        return f"{place} does not match"
+    expected, found, number = differing[0]
+    more = f" ({len(differing)} lines differ)" if len(differing) > 1 else ""
+    return f"{place} expects {expected!r} and finds {found!r} at line {match.line + number}{more}"
+
+
+def check_out(
+    store: Store,
+    result: Result,
+    folder: Path,
+    tag: str,
+    complete: Callable[[Git], None] = lambda _: None,
+) -> None:
+    """Make `folder` a git work tree of a result: the sdist tagged, a commit a patch.
+
+    The folder appears under its name when it is complete, and not before; `complete` is told
+    its repository when the rest is there.
+
+    Raises:
+        OverlayError: it exists and is not empty, or can't be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OverlayError(
+            f"{folder} is in the way",
+            "it exists and is not empty",
+            "Name another folder, or delete it if nothing in it is of use",
+            Exit.ENVIRONMENT,
+        )
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        complete(_populate(store, result, temporary, tag))
+        if folder.exists():
+            folder.rmdir()
+        temporary.rename(folder)
+    except (OSError, GitError) as error:
+        raise _unwritable(folder, error) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _populate(store: Store, result: Result, folder: Path, tag: str) -> Git:
+    git = Git(folder / ".git", folder)
+    branch = f"overlay/{result.release.name}"
+    git.run("init", "--quiet", f"--initial-branch={branch}", str(folder))
+    # The tree is upstream's to the byte, whatever the user's own settings are.
+    for key, value in (("core.autocrlf", "false"), ("core.safecrlf", "false")):
+        git.run("config", key, value)
+    # Objects travel as a pack: git fetch would check who owns the cache.
+    store.send(git, result.head)
+    git.run("update-ref", f"refs/heads/{branch}", result.head)
+    git.run("tag", tag, result.base)
+    git.run("reset", "--quiet", "--hard")
+    return git
+
+
+def _unwritable(folder: Path, error: Exception) -> OverlayError:
+    return OverlayError(
+        f"cannot write {folder}",
+        str(error),
+        "Name a folder that can be written, on a disk with 200 MB free",
+        Exit.ENVIRONMENT,
+    )

@@ -1,0 +1,1 @@
+"""New releases: found, and the series carried over to them."""

@@ -1,0 +1,377 @@
+"""A series ported to a release that VERSIONS.toml does not list yet.
+
+Topic by topic, in the order of the release it is ported from: an existing file of the topic that
+applies is shared; else that release's patch is merged three ways, and what comes out is a file of
+its own. A conflict, and a topic that upstream has or mended, wait for the maintainer's decision.
+
+`replay` works all of it out from the port's state and the checkout, from the start each time;
+`files` says what is to be written in the end, all together.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+
+from packaging.version import InvalidVersion, Version
+
+from overlay.base.errors import Exit, OverlayError
+from overlay.base.project import Project
+from overlay.patches import entry, fit, threeway, tree
+from overlay.patches import patch as patches_module
+from overlay.patches import validate as validate_module
+from overlay.patches.changes import shipped
+from overlay.patches.fit import Conflict
+from overlay.patches.patch import Patch
+from overlay.patches.series import PatchPath
+from overlay.patches.tree import UNKNOWN_TREE, Applied, ApplyStatus, Result
+from overlay.patches.workspace import Workspace
+from overlay.porting import candidate as candidate_module
+from overlay.porting import port_state, upstreamed
+from overlay.porting.port_state import Decision, State
+from overlay.porting.upstreamed import Part
+from overlay.releases.versions import Release
+
+
+class How(Enum):
+    """What became of a topic."""
+
+    SHARED = "shared"
+    MERGED = "merged"
+    SOLVED = "solved"
+    SKIPPED = "left out"
+    UPSTREAM = "already upstream"
+    MENDED = "mended upstream"
+    CONFLICT = "conflict"
+
+    @property
+    def stops(self) -> bool:
+        """Whether it waits for a decision."""
+        return self in (How.UPSTREAM, How.MENDED, How.CONFLICT)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One topic, ported as far as it goes."""
+
+    own: Applied
+    """Its patch on the release that is ported from."""
+    how: How
+    path: PatchPath | None = None
+    """The file that the new release's series will list, if it will."""
+    applied: Applied | None = None
+    """That file, applied; of a conflict: the patch of the other release, tried."""
+    text: bytes | None = None
+    """Of a new file."""
+    parts: tuple[Part, ...] = ()
+    """What is upstream already of a patch that does not apply as it is."""
+    conflicts: tuple[Conflict, ...] = ()
+    reason: str = ""
+    """Why it is left out, or how it is known to be upstream."""
+
+    @property
+    def topic(self) -> str:
+        """The topic."""
+        return self.own.path.topic
+
+    @property
+    def patch(self) -> Patch:
+        """The patch of the release that is ported from."""
+        assert self.own.patch is not None
+        return self.own.patch
+
+    @property
+    def summary(self) -> str:
+        """What became of it, in some words."""
+        if self.how is How.SHARED:
+            assert self.applied is not None
+            return self.applied.summary
+        return f"{self.how.value}: {self.reason}" if self.reason else str(self.how.value)
+
+    def mended(self, state: State) -> str | None:
+        """What its Applied-Upstream says, if upstream mended it between the two releases."""
+        value = self.patch.mail.trailer("Applied-Upstream")
+        try:
+            tag = Version(value.split(",")[0]) if value else None
+        except InvalidVersion:
+            return None
+        between = tag and Version(state.origin) < tag <= state.release.version
+        return value if between else None
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port, replayed as far as it goes."""
+
+    state: State
+    base: str
+    """Commit of the new release's sdist."""
+    steps: tuple[Step, ...]
+    left: tuple[str, ...]
+    """Topics after the one that stops it."""
+    head: str
+    """Commit with all in it that was ported."""
+
+    @property
+    def stop(self) -> Step | None:
+        """The topic that waits for a decision."""
+        return next((step for step in self.steps if step.how.stops), None)
+
+    @property
+    def applied(self) -> tuple[Applied, ...]:
+        """The patches of the new release, as far as it goes."""
+        return tuple(s.applied for s in self.steps if s.applied and not s.how.stops)
+
+    def result(self, store: tree.Store) -> Result:
+        """The release with what was ported, as the applier tells of a series."""
+        return Result(self.state.release, self.base, self.applied, store.tree_of(self.head))
+
+
+def start(workspace: Workspace, name: str, origin: str | None, date: str) -> State:
+    """The state of a port that was not begun: pins from the index, and where it comes from.
+
+    Raises:
+        OverlayError: the release is listed already, is not to be had, or is out of the range.
+    """
+    versions = workspace.versions
+    wanted = name.removeprefix("v")
+    if wanted in versions.releases:
+        listed = versions.releases[wanted]
+        raise OverlayError(
+            f"release {wanted} is no new one",
+            "VERSIONS.toml lists it" + ("" if listed.is_patched else " as a control"),
+            f"Change its patches with 'vllm-overlay edit {wanted}'"
+            if listed.is_patched
+            else "Take its entry out to have it patched",
+            Exit.USAGE,
+        )
+    source = versions.get_patched(origin) if origin else None
+    found = candidate_module.get(workspace, wanted)
+    if not versions.in_range(found.version):
+        raise OverlayError(
+            f"release {found.name} is not to be patched",
+            f"upstream.range of VERSIONS.toml is {versions.upstream.range}",
+            "Widen that range first",
+            Exit.USAGE,
+        )
+    release = candidate_module.draft(workspace, found)
+    series = workspace.project.patches / str(release.series)
+    if series.exists():
+        raise OverlayError(
+            f"patches/{release.series} is in the way", "it exists, and no release uses it",
+            "Delete it", Exit.PROBLEMS,
+        )  # fmt: skip
+    source = source or candidate_module.nearest(versions, found.version)
+    return State(release=release, origin=source.name, date=date)
+
+
+def replay(
+    workspace: Workspace, state: State, done: Callable[[str], None] = lambda _: None
+) -> Port:
+    """Port the topics in order, up to the first that waits for a decision.
+
+    `done` hears of each topic.
+
+    Raises:
+        OverlayError: the series that is ported does not apply to its own release, or a text that
+            was solved does not apply any more.
+    """
+    origin = workspace.versions.get_patched(state.origin)
+    own = workspace.apply(origin).demand()
+    base = head = workspace.base(state.release)
+    before, steps = own.base, list[Step]()
+    with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+        scratch = Path(folder)
+        for one in own.applied:
+            step = _port_one(workspace, state, scratch, head, before, one)
+            steps.append(step)
+            done(step.topic)
+            if step.how.stops:
+                break
+            head = step.applied.commit if step.applied else head
+            before = one.commit
+    left = tuple(one.path.topic for one in own.applied[len(steps) :])
+    return Port(state, base, tuple(steps), left, head)
+
+
+def _port_one(
+    workspace: Workspace, state: State, scratch: Path, head: str, before: str, own: Applied
+) -> Step:
+    """Port a topic to `head`; `own` is its patch on the other release, at the commit `before`."""
+    decision = state.decisions.get(own.path.topic, Decision())
+    if decision.text is not None:
+        return _put(workspace, state, scratch, head, own, How.SOLVED, decision.text.encode())
+    if decision.reason is not None:
+        return Step(own, How.SKIPPED, reason=decision.reason)
+    step = _try(workspace, state, scratch, head, before, own)
+    if decision.keep or step.how.stops or not (mended := step.mended(state)):
+        return step
+    # It may fit all the same, beside upstream's own fix: a person has to look.
+    reason = f"Applied-Upstream: {mended}; as a patch it is {step.summary}"
+    return replace(step, how=How.MENDED, path=None, text=None, reason=reason)
+
+
+def _try(
+    workspace: Workspace, state: State, scratch: Path, head: str, before: str, own: Applied
+) -> Step:
+    first = None
+    for path in candidate_module.texts(workspace, own.path, state.release.version):
+        tried = tree.apply_patch(workspace.store, state.name, head, workspace.project.patches, path)
+        # A file that is named after a newer release is none that an older one may list.
+        if tried.status.is_good and Version(path.first_tag) <= state.release.version:
+            return Step(own, How.SHARED, path, tried)
+        if tried.status is ApplyStatus.UPSTREAMED:
+            return Step(own, How.UPSTREAM, None, tried, reason=f"the reverse of {path} applies")
+        if tried.status is not ApplyStatus.CONFLICT and tried.error:
+            raise tried.error
+        first = first or tried
+    assert first is not None
+    return _merge(workspace, state, scratch, head, before, own, first)
+
+
+def _merge(
+    workspace: Workspace,
+    state: State,
+    scratch: Path,
+    head: str,
+    before: str,
+    own: Applied,
+    tried: Applied,
+) -> Step:
+    store, patch = workspace.store, own.patch
+    assert patch is not None
+    merge = threeway.merge(store, head, before, own.commit)
+    if merge.is_empty:
+        return Step(own, How.UPSTREAM, None, tried, reason="a merge changes nothing")
+    parts = upstreamed.parts(store, own, before, head, merge)
+    if merge.clashes:
+        conflicts = tuple(fit.locate(patch, clash) for clash in merge.clashes)
+        return Step(own, How.CONFLICT, None, tried, parts=parts, conflicts=conflicts)
+    _demand_free(workspace, state, own.path.topic)
+    whole = fit.tree_with(store, head, own.commit, merge.changed)
+    commit = store.commit(whole, head, patch.mail, patch.mail.message)
+    text = dated(workspace, own, patches_module.export(store.git, commit), state.date)
+    return _put(workspace, state, scratch, head, own, How.MERGED, text, parts)
+
+
+def dated(workspace: Workspace, own: Applied, text: bytes, date: str) -> bytes:
+    """A new text of a topic, with `date` as its Last-Update if its diff is another one."""
+    git = workspace.store.git
+    then = patches_module.parse_mail(git, patches_module.export(git, own.commit), str(own.path))
+    now = patches_module.parse_mail(git, text, str(own.path))
+    same = patches_module.essence(then)[1] == patches_module.essence(now)[1]
+    return text if same else patches_module.with_date(text, date)
+
+
+def _demand_free(workspace: Workspace, state: State, topic: str) -> None:
+    path = PatchPath(topic, state.name)
+    if path.under(workspace.project.patches).exists():
+        raise OverlayError(
+            f"patches/{path} is in the way",
+            f"it exists and does not apply to {state.name}, and the new text would go there",
+            "Delete it if no series lists it",
+            Exit.PROBLEMS,
+        )
+
+
+def _put(
+    workspace: Workspace,
+    state: State,
+    scratch: Path,
+    head: str,
+    own: Applied,
+    how: How,
+    text: bytes,
+    parts: tuple[Part, ...] = (),
+) -> Step:
+    """A step with a new file, applied by the one applier as any other patch."""
+    path = PatchPath(own.path.topic, state.name)
+    file = path.under(scratch)
+    file.parent.mkdir()
+    file.write_bytes(text)
+    applied = tree.apply_patch(workspace.store, state.name, head, scratch, path)
+    if not applied.status.is_good:
+        why = applied.error.why if applied.error else applied.summary
+        raise OverlayError(
+            f"the text of {own.path.topic} for {state.name} does not apply",
+            f"patches/ changed since the port stopped: {why}",
+            "Undo that change, or start again after 'vllm-overlay port --abort'",
+            Exit.PROBLEMS,
+        )
+    # As the applier's commit is exported: the text of the file's own release.
+    text = patches_module.export(workspace.store.git, applied.commit)
+    return Step(own, how, path, applied, text, parts)
+
+
+def solved(workspace: Workspace, port: Port, text: bytes) -> str:
+    """The text of a solved conflict, as the state keeps it.
+
+    Raises:
+        OverlayError: the file that it would become is there.
+    """
+    assert port.stop is not None
+    _demand_free(workspace, port.state, port.stop.topic)
+    return dated(workspace, port.stop.own, text, port.state.date).decode()
+
+
+def files(workspace: Workspace, port: Port) -> dict[str, bytes | None]:
+    """What a port that does not stop writes, by path below the checkout's root.
+
+    The state goes with the same stroke.
+
+    Raises:
+        OverlayError: the release would not be valid.
+    """
+    release = port.state.release.model_copy(
+        update={
+            "tree": workspace.store.tree_of(port.head),
+            "files": shipped(workspace.store, port.result(workspace.store)).digest,
+            "upstream_tree": UNKNOWN_TREE,
+        }
+    )
+    upstream_tree = workspace.store.tree_of(workspace.base(release))
+    release = release.model_copy(update={"upstream_tree": upstream_tree})
+    text = workspace.project.versions_file.read_text("utf-8")
+    made: dict[str, bytes] = {
+        workspace.project.versions_file.name: entry.insert(text, release).encode(),
+        f"patches/{release.series}": _series(port).encode(),
+    }
+    made |= {f"patches/{s.path}": s.text for s in port.steps if s.path and s.text is not None}
+    _demand_valid(workspace, release, made)
+    return {**made, port_state.file(port.state.name).as_posix(): None}
+
+
+def _series(port: Port) -> str:
+    return "".join(f"{line}\n" for line in _series_lines(port))
+
+
+def _series_lines(port: Port) -> Iterator[str]:
+    for step in port.steps:
+        if step.path:
+            yield str(step.path)
+        else:
+            yield f"# Without {step.own.path} of {port.state.origin}: {step.reason}"
+
+
+def _demand_valid(workspace: Workspace, release: Release, made: Mapping[str, bytes]) -> None:
+    """Nothing, if the checkout with `made` in it has a sound `release`."""
+    with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+        root = Path(folder)
+        shutil.copytree(workspace.project.patches, root / "patches")
+        for name, data in made.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+        copy = Workspace(Project(root), workspace.fetcher)
+        report = validate_module.validate(copy, [copy.versions.get(release.name)])
+    if problems := report.all_problems:
+        raise OverlayError(
+            f"the port to {release.name} is not sound; nothing is written",
+            "; ".join(problems),
+            "Mend the patch that is named in the release it is ported from, or start again after "
+            "'vllm-overlay port --abort'",
+            Exit.PATCH,
+        )

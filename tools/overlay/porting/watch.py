@@ -1,0 +1,197 @@
+"""New releases on the package index: their files, and what the overlay's topics do on them.
+
+Nothing is written but to the cache. A release that cannot be tried is reported with the reason,
+and keeps none of the others from being tried.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+from overlay.base.console import log_for
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.tree import ApplyStatus
+from overlay.patches.workspace import Workspace
+from overlay.porting import candidate as candidate_module
+from overlay.porting.candidate import Attempt, Candidate, Needs
+from overlay.releases.versions import PinnedFile, Versions
+
+#: Characters of a conflict in Markdown: an issue's body has a limit.
+WIDTH = 240
+
+
+@dataclass(frozen=True)
+class Found:
+    """One new release, as far as it could be looked at."""
+
+    candidate: Candidate
+    nearest: str
+    """The release whose series was tried."""
+    sdist: PinnedFile | None = None
+    wheel: PinnedFile | None = None
+    needs: Needs | None = None
+    attempts: tuple[Attempt, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Why something of it could not be looked at."""
+
+    @property
+    def name(self) -> str:
+        """The release's version."""
+        return self.candidate.name
+
+    @property
+    def summary(self) -> str:
+        """How many topics did what, e.g. `12 clean, 2 offset, 1 conflict`."""
+        counts = dict.fromkeys(ApplyStatus, 0)
+        for attempt in self.attempts:
+            counts[attempt.status] += 1
+        told = [f"{count} {status.value}" for status, count in counts.items() if count]
+        return ", ".join(told) or "not tried"
+
+
+def watch(
+    workspace: Workspace, names: Sequence[str] = (), *, newer: bool = False
+) -> tuple[Found, ...]:
+    """The new releases named, or all of them; see `candidate.find` and `candidate.try_topics`.
+
+    Raises:
+        OverlayError: an index does not answer, there is no new release of a name, or the
+            overlay's own series do not apply.
+    """
+    if names:
+        candidates = tuple(candidate_module.get(workspace, name) for name in dict.fromkeys(names))
+    else:
+        candidates = candidate_module.find(workspace, newer=newer)
+    return tuple(
+        _look(workspace, one, f"{number} of {len(candidates)}")
+        for number, one in enumerate(candidates, 1)
+    )
+
+
+def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
+    origin = candidate_module.nearest(workspace.versions, one.version)
+    log_for(one.name).info("new release %s: trying the series of %s", place, origin.name)
+    workspace.apply(origin).demand()  # a fault of the overlay's own is no finding
+    problems: list[str] = []
+    sdist, wheel, needs = None, None, None
+    attempts: tuple[Attempt, ...] = ()
+    try:
+        sdist, commit = candidate_module.source(workspace, one)
+        attempts = candidate_module.try_topics(workspace, one.name, commit)
+        needs = candidate_module.needs(workspace, one.name, commit)
+    except OverlayError as error:
+        problems.append(_reported(error))
+    try:
+        wheel = candidate_module.official_wheel(workspace, one)
+    except OverlayError as error:
+        problems.append(_reported(error))
+    return Found(one, origin.name, sdist, wheel, needs, attempts, tuple(problems))
+
+
+def _reported(error: OverlayError) -> str:
+    """What is wrong with a release, for its report.
+
+    Raises:
+        OverlayError: `error` itself, where it is this machine's or the overlay's own fault.
+    """
+    if error.status not in (Exit.UNAVAILABLE, Exit.INTEGRITY):
+        raise error
+    return f"{error.what}: {error.why}"
+
+
+def as_json(versions: Versions, found: Iterable[Found]) -> dict[str, object]:
+    """The findings, for scripts."""
+    return {
+        "project": versions.upstream.project,
+        "range": versions.upstream.range,
+        "releases": {one.name: _as_json(one) for one in found},
+    }
+
+
+def _as_json(one: Found) -> dict[str, object]:
+    return {
+        "yanked": one.candidate.yanked,
+        "sdist": one.sdist.model_dump() if one.sdist else None,
+        "wheel": one.wheel.model_dump() if one.wheel else None,
+        **asdict(one.needs or Needs(None, None, None)),
+        "nearest": one.nearest,
+        "topics": {
+            attempt.path.topic: {
+                "patch": str(attempt.path),
+                "status": attempt.status.value,
+                "offsets": attempt.applied.offsets,
+                "detail": attempt.detail,
+            }
+            for attempt in one.attempts
+        },
+        "problems": one.problems,
+    }
+
+
+def facts(one: Found) -> Iterator[tuple[str, str]]:
+    """What is known of a release beside its topics, a label and a text each."""
+    if one.candidate.yanked is not None:
+        yield "yanked", one.candidate.yanked or "no reason given"
+    for kind, file in (("sdist", one.sdist), ("wheel", one.wheel)):
+        if file:
+            yield kind, f"{file.file}  {file.size / 1e6:.1f} MB"
+            yield "sha256", file.sha256
+    if one.needs:
+        pins = [("Python ", one.needs.requires_python or ""), ("torch ", one.needs.torch or "—")]
+        pins.append(("xformers ", one.needs.xformers or "—"))
+        yield "needs", ", ".join(f"{name}{value}" for name, value in pins)
+    for problem in one.problems:
+        yield "problem", problem
+    yield "topics", f"{one.summary} (series of {one.nearest})"
+
+
+def nothing(versions: Versions) -> str:
+    """What to say when there is no new release."""
+    upstream = versions.upstream
+    return f"no new release of {upstream.project} in {upstream.range}"
+
+
+def markdown(versions: Versions, found: Sequence[Found]) -> str:
+    """The findings as the body of an issue; the same findings give the same text."""
+    if not found:
+        return f"There is {nothing(versions)}.\n"
+    upstream = versions.upstream
+    listed = ", ".join(one.name for one in found)
+    parts = [
+        f"The package index has releases of {upstream.project} that VERSIONS.toml does not "
+        f"list (its range is `{upstream.range}`): {listed}.",
+        *(part for one in found for part in _section(one)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(one: Found) -> Iterator[str]:
+    yield f"## {one.name}"
+    # Whatever was read from the index or a source tree stands in code: it must name nobody.
+    yield "\n".join(f"- {label}: {_code(text)}" for label, text in facts(one))
+    if not one.attempts:
+        return
+    rows = [("topic", "patch", "result"), ("---", "---", "---")]
+    rows += [(a.path.topic, f"`{a.path}`", a.applied.summary) for a in one.attempts]
+    yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    details = [(a.path.topic, a.detail) for a in one.attempts if a.detail]
+    if details:
+        yield "\n".join(f"- {topic}: {_code(text)}" for topic, text in details)
+
+
+def _code(text: str) -> str:
+    """`text` as inline code: on one line, not too long, whatever backticks it has.
+
+    >>> _code("a `b` c")
+    '`` a `b` c ``'
+    """
+    short = textwrap.shorten(text, WIDTH, placeholder=" …")
+    fence = "`" * (1 + max((len(run) for run in _backticks(short)), default=0))
+    space = " " if "`" in short else ""  # a renderer takes it away again
+    return f"{fence}{space}{short}{space}{fence}"
+
+
+def _backticks(text: str) -> list[str]:
+    return "".join(c if c == "`" else " " for c in text).split()

@@ -1,0 +1,1 @@
+"""The releases in VERSIONS.toml, and how their files are had from a package index."""

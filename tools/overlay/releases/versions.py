@@ -1,0 +1,361 @@
+"""VERSIONS.toml: which releases there are, and what is pinned of each.
+
+Everything outside the tool reads VERSIONS.toml through this module. Nothing here
+touches the network.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from functools import cached_property
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, Literal
+
+from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.utils import InvalidWheelFilename, parse_wheel_filename
+from packaging.version import InvalidVersion, Version
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from overlay.base.errors import Exit, OverlayError
+from overlay.base.paths import is_safe_path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+SCHEMA = 1
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+GitId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+#: A plain name: it ends up in the names of files and of git's tags.
+NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
+Name = Annotated[str, StringConstraints(pattern=NAME)]
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
+FileName = Annotated[str, StringConstraints(pattern=FILE_NAME)]
+
+
+def _specifier(value: str) -> str:
+    try:
+        SpecifierSet(value)
+    except InvalidSpecifier as error:
+        raise ValueError(f"{value!r} is not a version specifier") from error
+    return value
+
+
+def _path(value: str) -> str:
+    if not is_safe_path(value):
+        raise ValueError(f"{value!r} is no plain relative path")
+    return value
+
+
+RelativePath = Annotated[str, AfterValidator(_path)]
+Specifier = Annotated[str, AfterValidator(_specifier)]
+Status = Literal["affected", "control", "eol"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PinnedFile(_Model):
+    """A file on the package index, pinned whichever mirror serves it."""
+
+    file: FileName
+    """Its name on the index."""
+    sha256: Sha256
+    """Lower-case hexadecimal digest of its bytes."""
+    size: Annotated[int, Field(gt=0)]
+    """Bytes."""
+
+
+class Plugin(_Model):
+    """A package of upstream's tests that vLLM finds by its entry points, and what tests it.
+
+    It may stand in for the platform, so its tests have a run of their own.
+    """
+
+    package: RelativePath
+    """Its folder under upstream's tests/."""
+    names: tuple[str, ...]
+    """Its entry points: the value of VLLM_PLUGINS."""
+    tests: tuple[RelativePath, ...]
+    """Files under upstream's tests/."""
+
+    @property
+    def label(self) -> str:
+        """What a run with it is called."""
+        return self.package.rpartition("/")[2]
+
+
+class Upstream(_Model):
+    """The project that the patches are against."""
+
+    project: Name
+    """Its name on the package index."""
+    repository: str
+    """Its public repository, for links in reports and pull requests."""
+    tests: tuple[RelativePath, ...] = ()
+    """Files and folders under its tests/ that can say something without a GPU and without a model
+    hub. A release runs those it has."""
+    packages: tuple[RelativePath, ...] = ()
+    """Folders under its tests/ of the packages that these tests import."""
+    plugins: tuple[Plugin, ...] = ()
+    """Those whose tests can say something here."""
+    range: Specifier
+    """Versions that the overlay means to patch; `watch` reports the new ones among them."""
+
+
+class Overlay(_Model):
+    """What marks a build of ours."""
+
+    label: Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9]*$")]
+    """Local version label: `llama4` in 0.8.5.post1+llama4.1."""
+
+
+class Release(_Model):
+    """One upstream release."""
+
+    name: str
+    """The public version, e.g. 0.8.5.post1 (the key in VERSIONS.toml)."""
+    tag: Name
+    """Upstream's git tag."""
+    status: Status
+    """affected: patched here; control: needs no patch and proves that checks can tell;
+    eol: no longer maintained, kept for reference."""
+    sdist: PinnedFile
+    """The source distribution that patches apply to."""
+    wheel: PinnedFile
+    """The official x86_64 wheel that is repacked."""
+    requires_python: Specifier
+    """Python versions upstream declares."""
+    torch: str
+    """The torch version the release pins."""
+    xformers: str
+    """The xformers version the release pins."""
+    constraints: tuple[str, ...] = ()
+    """What a working environment needs beside the release's own metadata: packages it imports
+    without asking for them (setuptools, on Python up to 3.11), bounds it leaves open and later
+    uploads broke (transformers)."""
+    overrides: tuple[str, ...] = ()
+    """Requirements that replace the metadata's own, where the index lost what it pins."""
+    upstream_tree: GitId
+    """Git tree id of the unpacked sdist."""
+    series: RelativePath | None = None
+    """Path of the quilt series under patches/; affected releases only."""
+    tree: GitId | None = None
+    """Git tree id after the whole series."""
+    files: Sha256 | None = None
+    """Digest of what the series makes of the package's files (`wheel.Changes.digest`)."""
+    record: Sha256 | None = None
+    """Digest of the official wheel's RECORD, by which an install is known (`record.pins`)."""
+    record_python: Sha256 | None = None
+    """The same of its Python files alone: what every build of the release has in common."""
+    revision: Annotated[int, Field(ge=1)] | None = None
+    """The <n> of +llama4.<n>; grows with every published change of the series."""
+
+    @field_validator("name")
+    @classmethod
+    def _is_version(cls, value: str) -> str:
+        try:
+            normal = str(Version(value))
+        except InvalidVersion as error:
+            raise ValueError(f"{value!r} is not a version") from error
+        if value != normal or Version(value).local:
+            raise ValueError(f"{value!r} is not how a public version is written")
+        return value
+
+    @model_validator(mode="after")
+    def _files_are_of_their_kind(self) -> Release:
+        if not self.sdist.file.endswith(".tar.gz"):
+            raise ValueError(f"{self.sdist.file!r} is no sdist")
+        try:
+            parse_wheel_filename(self.wheel.file)
+        except InvalidWheelFilename as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    @model_validator(mode="after")
+    def _overlay_fields_go_together(self) -> Release:
+        fields = {"series": self.series, "tree": self.tree, "revision": self.revision}
+        if self.status == "control":
+            given = [name for name, value in fields.items() if value is not None]
+            if given:
+                raise ValueError(f"a control release takes no {', '.join(given)}")
+        elif missing := [name for name, value in fields.items() if value is None]:
+            raise ValueError(f"an {self.status} release needs {', '.join(missing)}")
+        return self
+
+    @property
+    def version(self) -> Version:
+        """The name, comparable."""
+        return Version(self.name)
+
+    @property
+    def is_patched(self) -> bool:
+        """Whether the overlay has a series for it."""
+        return self.series is not None
+
+
+class Versions(_Model):
+    """The whole of VERSIONS.toml."""
+
+    schema_: Annotated[Literal[1], Field(alias="schema")]
+    """Version of this file's layout."""
+    upstream: Upstream
+    overlay: Overlay
+    python: Specifier
+    """Python versions that every release's environments and source builds work on."""
+    releases: Mapping[str, Release]
+    """By name, in version order."""
+
+    @model_validator(mode="after")
+    def _patched_are_in_range(self) -> Versions:
+        outside = [r.name for r in self.patched if not self.in_range(r.version)]
+        if outside:
+            raise ValueError(f"upstream.range leaves out {', '.join(outside)}")
+        return self
+
+    def in_range(self, version: Version) -> bool:
+        """Whether the overlay means to patch it."""
+        return SpecifierSet(self.upstream.range).contains(version)
+
+    @cached_property
+    def patched(self) -> tuple[Release, ...]:
+        """The releases with a series, oldest first."""
+        return tuple(r for r in self.releases.values() if r.is_patched)
+
+    def get(self, name: str) -> Release:
+        """The release called `name`; a leading v is forgiven.
+
+        Raises:
+            OverlayError: there is none; the nearest names are suggested.
+        """
+        found = self.releases.get(name.removeprefix("v"))
+        if found is None:
+            raise OverlayError(
+                f"unknown release {name!r}",
+                "VERSIONS.toml does not list it",
+                f"{_suggestion(name, self.releases)}",
+                Exit.USAGE,
+            )
+        return found
+
+    def get_patched(self, name: str) -> Release:
+        """The release called `name`, which must have a series.
+
+        Raises:
+            OverlayError: unknown, or a control release, which has nothing to patch.
+        """
+        release = self.get(name)
+        if not release.is_patched:
+            raise OverlayError(
+                f"release {release.name} has no patches",
+                "it is a control: Llama 4's use_irope fault is not in it",
+                f"Use upstream's own {release.name}, or name one of "
+                + ", ".join(r.name for r in self.patched),
+                Exit.USAGE,
+            )
+        return release
+
+    def local_version(self, release: Release) -> str:
+        """The version of the patched wheel, e.g. 0.8.5.post1+llama4.1."""
+        return f"{release.name}+{self.overlay.label}.{release.revision}"
+
+    def select(self, names: Iterable[str], *, patched: bool) -> tuple[Release, ...]:
+        """The named releases in version order; all (with a series, if `patched`) when none is."""
+        get = self.get_patched if patched else self.get
+        wanted = {get(name).name for name in names}
+        pool = self.patched if patched else tuple(self.releases.values())
+        return tuple(r for r in pool if not wanted or r.name in wanted)
+
+
+def ranges(names: Collection[str], order: Iterable[str]) -> str:
+    """`names` for people: those that follow each other in `order` as a range.
+
+    >>> ranges(["0.8.3", "0.8.4", "0.9.0"], ["0.8.3", "0.8.4", "0.8.5", "0.9.0"])
+    '0.8.3 – 0.8.4, 0.9.0'
+    """
+    found = []
+    for member, group in groupby(order, lambda name: name in names):
+        run = list(group)
+        if member:
+            found.append(run[0] if len(run) == 1 else f"{run[0]} – {run[-1]}")
+    return ", ".join(found)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    if near:
+        return f"Did you mean {' or '.join(near)}? Known: {', '.join(names)}"
+    return f"Name one of {', '.join(names)}"
+
+
+def load(path: Path) -> Versions:
+    """Read VERSIONS.toml at `path`.
+
+    Raises:
+        OverlayError: it can't be read, is no TOML, or has a missing, unknown or wrong key.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OverlayError(
+            f"cannot read {path}", str(error), "Restore it from git", Exit.USAGE
+        ) from error
+    return parse(text, str(path))
+
+
+def parse(text: str, where: str) -> Versions:
+    """Parse the text of a VERSIONS.toml; `where` names it in errors.
+
+    Raises:
+        OverlayError: no TOML, or a missing, unknown or wrong key.
+    """
+    try:
+        raw = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # also for a number of 5000 digits
+        raise OverlayError(
+            f"{where} is not TOML", str(error), "Mend that line", Exit.USAGE
+        ) from error
+    try:
+        return Versions.model_validate(_with_names(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "top level"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise OverlayError(
+            f"{where} is wrong at {place}", f"{first['msg']}{more}", "Mend that key", Exit.USAGE
+        ) from error
+
+
+def _with_names(raw: dict[str, object]) -> dict[str, object]:
+    """The parsed TOML with each release told its name, in version order."""
+    releases = raw.get("releases")
+    if not isinstance(releases, dict):
+        return raw
+    named = {
+        name: {**body, "name": name} if isinstance(body, dict) else body
+        for name, body in releases.items()
+    }
+    return {**raw, "releases": dict(sorted(named.items(), key=_version_order))}
+
+
+def _version_order(item: tuple[str, object]) -> tuple[bool, Version]:
+    try:
+        return False, Version(item[0])
+    except InvalidVersion:
+        return True, Version("0")

@@ -1,0 +1,1 @@
+"""Pull requests to upstream, from the series."""

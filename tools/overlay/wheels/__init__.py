@@ -1,0 +1,1 @@
+"""Patched wheels: built from the official ones, verified, described, indexed."""

@@ -1,0 +1,142 @@
+"""What a patched wheel has other than the official one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import IO
+
+from overlay.base.errors import Exit, OverlayError
+from overlay.patches.changes import Changes, shipped
+from overlay.patches.tree import Result, Store
+from overlay.patches.workspace import Workspace
+from overlay.releases.versions import Release, Versions
+from overlay.wheels import rawzip, record, sbom
+from overlay.wheels.official import text_of
+from overlay.wheels.rawzip import Member
+from overlay.wheels.record import dist_info
+from overlay.wheels.stated_version import VERSION_MODULE, set_in_metadata, set_in_module
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a repacked wheel has other than the official one."""
+
+    version: str
+    """The local version, e.g. 0.8.5.post1+llama4.1."""
+    replaced: Mapping[str, bytes]
+    """Members with new bytes."""
+    added: Mapping[str, bytes]
+    """New members."""
+    removed: frozenset[str]
+    """Members that are left out."""
+    old_info: str
+    """The official wheel's dist-info folder."""
+    new_info: str
+    """The patched wheel's."""
+
+    def target(self, name: str) -> str:
+        """What the official wheel's (or a new) member `name` is called in the patched wheel."""
+        return record.moved(name, self.old_info, self.new_info)
+
+
+def file_name(versions: Versions, release: Release) -> str:
+    """Name of the patched wheel.
+
+    The local version is escaped as PEP 427 has it: only `-` would be, and it has none.
+    """
+    project, _, rest = release.wheel.file.split("-", 2)
+    return f"{project}-{versions.local_version(release)}-{rest}"
+
+
+def plan_wheel(
+    workspace: Workspace,
+    release: Release,
+    result: Result,
+    stream: IO[bytes],
+    members: Sequence[Member],
+    bill: bytes,
+) -> Plan:
+    """What to change in the official wheel so that it holds the patched tree.
+
+    Raises:
+        OverlayError: the series changes something that is not a plain file of the wheel:
+            compiled sources, the build's own files, package data that is not shipped, or
+            a file whose text in the wheel is not the sdist's.
+    """
+    by_name = {member.name: member for member in members}
+    store = workspace.store
+    changes = shipped(store, result)
+    for path, how in changes.kinds.items():
+        member = by_name.get(path)
+        require_repackable(release, path, how, member is not None)
+        if member is not None:
+            _require_same_base(store, release, result, path, stream, member)
+
+    def read(name: str) -> str:
+        return text_of(stream, by_name, name, release)
+
+    return complete(workspace.versions, release, changes, bill, read)
+
+
+def complete(
+    versions: Versions,
+    release: Release,
+    changes: Changes,
+    bill: bytes,
+    read: Callable[[str], str],
+) -> Plan:
+    """The changes with what goes with them: the version and the SBOM `bill`.
+
+    `read` gives the text of a file of the official wheel.
+
+    Raises:
+        OverlayError: a file does not state the version as expected.
+    """
+    version, project = versions.local_version(release), versions.upstream.project
+    old = dist_info(project, release.name)
+    stated = {
+        VERSION_MODULE: set_in_module(read(VERSION_MODULE), release.name, version),
+        f"{old}/METADATA": set_in_metadata(read(f"{old}/METADATA"), release.name, version),
+    }
+    return Plan(
+        version,
+        {**changes.replaced, **stated},
+        {**changes.added, f"{old}/sboms/{sbom.FILE_NAME}": bill},
+        changes.removed,
+        old,
+        dist_info(project, version),
+    )
+
+
+def require_repackable(release: Release, path: str, how: str, is_in_wheel: bool) -> None:
+    """Raise for a change (A, M or D) of something that is not a plain file of the wheel."""
+    in_package = path.startswith("vllm/")
+    if is_in_wheel and path != VERSION_MODULE:
+        return
+    if in_package and how == "A" and PurePosixPath(path).suffix == ".py":
+        return
+    why = "it is part of the build or of the compiled code"
+    if in_package:
+        why = "it is package data that the official wheel does not carry"
+    if path == VERSION_MODULE:
+        why = "the version is the build's own"
+    raise _not_repackable(release, path, why)
+
+
+def _require_same_base(
+    store: Store, release: Release, result: Result, path: str, stream: IO[bytes], member: Member
+) -> None:
+    if store.show(result.base, path) != rawzip.read(stream, member):
+        why = "the official wheel has other text there than the sdist"
+        raise _not_repackable(release, path, why)
+
+
+def _not_repackable(release: Release, path: str, why: str) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: a patch changes {path}, which repacking cannot",
+        why,
+        f"Build from source: vllm-overlay build {release.name} --source --target cuda",
+        Exit.PATCH,
+    )

@@ -1,0 +1,140 @@
+"""The bill of materials of a patched wheel (PEP 770, CycloneDX): what was changed, from what.
+
+It is a function of VERSIONS.toml and the patches alone: no time, no machine, no path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Sequence
+
+from cyclonedx.model import HashAlgorithm, HashType, XsUri
+from cyclonedx.model.bom import Bom
+from cyclonedx.model.component import (
+    Component,
+    ComponentType,
+    Diff,
+    Patch,
+    PatchClassification,
+    Pedigree,
+)
+from cyclonedx.model.issue import IssueClassification, IssueType
+from cyclonedx.output import make_outputter
+from cyclonedx.schema import OutputFormat, SchemaVersion
+from packageurl import PackageURL
+
+from overlay.patches import patch as patches_module
+from overlay.releases.versions import Release, Versions
+
+#: The file's name inside <dist-info>/sboms/.
+FILE_NAME = "vllm-overlay.cdx.json"
+SCHEMA = SchemaVersion.V1_6
+_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "vllm-overlay.invalid")
+
+
+def build(
+    versions: Versions,
+    release: Release,
+    patches: Sequence[patches_module.Patch],
+    *,
+    is_official_build: bool = True,
+) -> bytes:
+    """The SBOM of the patched wheel of `release` as canonical JSON.
+
+    Without `is_official_build` it is that of another build with the same patches: it does not
+    name the official wheel.
+    """
+    project, local = versions.upstream.project, versions.local_version(release)
+    upstream = _wheel(project, release) if is_official_build else _other_build(project, release)
+    files = [_patch_file(patch) for patch in patches]
+    subject = Component(
+        name=project,
+        version=local,
+        type=ComponentType.LIBRARY,
+        purl=PackageURL("pypi", None, project, local),
+        bom_ref=f"{project}@{local}",
+        pedigree=Pedigree(
+            ancestors=[upstream],
+            patches=[_patch(patch) for patch in patches],
+            notes=f"Source tree {release.tree} (git) in place of {release.upstream_tree}.",
+        ),
+    )
+    bom = Bom(components=files)
+    bom.metadata.component = subject
+    bom.metadata.timestamp = None  # type: ignore[assignment]  # when is no property of the bytes
+    bom.serial_number = _serial(local, [upstream, *files])
+    bom.register_dependency(subject, [*files])
+    text = make_outputter(bom, OutputFormat.JSON, SCHEMA).output_as_string()
+    return (json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n").encode()
+
+
+def _wheel(project: str, release: Release) -> Component:
+    """The official wheel."""
+    return Component(
+        name=project,
+        version=release.name,
+        type=ComponentType.LIBRARY,
+        purl=PackageURL("pypi", None, project, release.name, {"file_name": release.wheel.file}),
+        bom_ref=f"upstream:{release.wheel.file}",
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=release.wheel.sha256)],
+    )
+
+
+def _other_build(project: str, release: Release) -> Component:
+    """The same source, compiled by someone else: an official image's, say."""
+    return Component(
+        name=project,
+        version=release.name,
+        type=ComponentType.LIBRARY,
+        purl=PackageURL("pypi", None, project, release.name),
+        bom_ref=f"upstream:{project}@{release.name}",
+        description="Upstream's Python files; compiled files of another build than the wheel's.",
+    )
+
+
+def _patch_file(patch: patches_module.Patch) -> Component:
+    return Component(
+        name=f"patches/{patch.path}",
+        type=ComponentType.FILE,
+        bom_ref=f"patch:{patch.path}",
+        description=patch.mail.subject,
+        hashes=[
+            HashType(alg=HashAlgorithm.SHA_256, content=hashlib.sha256(patch.data).hexdigest())
+        ],
+    )
+
+
+def _patch(patch: patches_module.Patch) -> Patch:
+    bug = patch.mail.trailer("Bug")
+    return Patch(
+        type=PatchClassification.UNOFFICIAL,
+        diff=Diff(url=XsUri(f"patches/{patch.path}")),
+        resolves=[
+            IssueType(
+                type=IssueClassification.DEFECT,
+                id=bug,
+                name=patch.mail.subject,
+                references=[XsUri(bug)],
+            )
+        ]
+        if bug
+        else (),
+    )
+
+
+def _serial(local: str, files: Sequence[Component]) -> uuid.UUID:
+    hashes = (found.content for file in files for found in file.hashes)
+    return uuid.uuid5(_NAMESPACE, "\n".join((local, *hashes)))
+
+
+def schema_error(data: bytes) -> str | None:
+    """Why `data` is no CycloneDX document, or None if it is one."""
+    from cyclonedx.validation.json import JsonStrictValidator  # slow to import
+
+    try:
+        found = JsonStrictValidator(SCHEMA).validate_str(data.decode())
+    except (ValueError, UnicodeDecodeError) as error:
+        return f"it is not JSON ({error})"
+    return str(found) if found else None

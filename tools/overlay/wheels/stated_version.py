@@ -1,0 +1,52 @@
+"""The version, where a wheel states it: vllm/_version.py and METADATA."""
+
+from __future__ import annotations
+
+import re
+
+from overlay.base.errors import Exit, OverlayError
+
+VERSION_MODULE = "vllm/_version.py"
+
+
+def set_in_module(text: str, old: str, new: str) -> bytes:
+    """vllm/_version.py with `new` in place of `old`, as setuptools-scm writes a local version.
+
+    >>> text = "__version__ = version = '1.0'\\n__version_tuple__ = version_tuple = (1, 0)\\n"
+    >>> print(set_in_module(text, "1.0", "1.0+a.1").decode(), end="")
+    __version__ = version = '1.0+a.1'
+    __version_tuple__ = version_tuple = (1, 0, 'a.1')
+    """
+    local = new.removeprefix(f"{old}+")
+    text, strings = re.subn(
+        rf"(?m)^(__version__ = version = )'{re.escape(old)}'$", rf"\g<1>'{new}'", text
+    )
+    text, tuples = re.subn(
+        r"(?m)^(__version_tuple__ = version_tuple = \([^)\n]+)\)$", rf"\g<1>, '{local}')", text
+    )
+    if (strings, tuples) != (1, 1):
+        raise OverlayError(
+            f"cannot set the version in {VERSION_MODULE}",
+            f"it does not state {old!r} the way setuptools-scm does",
+            "Report it: this release needs its own rule",
+            Exit.PATCH,
+        )
+    return text.encode()
+
+
+def set_in_metadata(text: str, old: str, new: str) -> bytes:
+    """METADATA (or PKG-INFO) with `new` in place of `old` in its header.
+
+    >>> set_in_metadata("Name: x\\nVersion: 1\\n\\nVersion: 1\\n", "1", "1+a.1")
+    b'Name: x\\nVersion: 1+a.1\\n\\nVersion: 1\\n'
+    """
+    head, blank, body = text.partition("\n\n")
+    head, count = re.subn(rf"(?m)^Version: {re.escape(old)}$", f"Version: {new}", head)
+    if count != 1:
+        raise OverlayError(
+            "cannot set the version in METADATA",
+            f"it does not state Version: {old} once",
+            "Report it: this release needs its own rule",
+            Exit.PATCH,
+        )
+    return (head + blank + body).encode()
