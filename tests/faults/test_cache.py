@@ -11,7 +11,7 @@ import pytest
 from made_upstream import SDIST, WHEEL, Upstream
 from overlay.base.errors import Exit
 
-from .tool import Place, Truth, demand_same, demand_whole, go, truth
+from .tool import Place, Truth, go, require_same, require_whole, truth
 
 Change = Callable[[Path], object]
 
@@ -106,7 +106,7 @@ def test_files(filled: tuple[Place, Truth], tmp_path: Path, name: str) -> None:
             shutil.rmtree(file) if file.is_dir() else file.unlink()  # as the message says
         else:
             assert ended.status == 0, (what, ended)
-        demand_same(place, expected)
+        require_same(place, expected)
     assert number + 1 == len(CHANGES) == 11
 
 
@@ -160,13 +160,13 @@ def spoil(kept: Place, expected: Truth, folder: Path, change: Change) -> bool:
     shutil.copytree(kept.cache, place.cache)
     change(place.cache / "git")
     ended = go(*place.all)
-    demand_whole(place, expected)
+    require_whole(place, expected)
     if ended.status:
         assert ended.is_message, ended
         assert str(place.cache / "git") in ended.err
         store = place.cache / "git"
         shutil.rmtree(store) if store.is_dir() else store.unlink(missing_ok=True)
-    demand_same(place, expected)
+    require_same(place, expected)
     return not ended.status
 
 

@@ -21,7 +21,7 @@ from made_upstream import Upstream
 from overlay.base.errors import OverlayError
 from overlay.patches import series
 from overlay.patches.hunks import apply_hunks, parse_diff
-from overlay.patches.patch import lint
+from overlay.patches.patch import lint_patch
 from overlay.patches.series import PatchPath
 from overlay.patches.tree import apply_patch
 from overlay.releases import versions
@@ -84,7 +84,7 @@ class Cases:
         else:
             self.good += 1
 
-    def demand(self) -> None:
+    def require(self) -> None:
         """All were tried, and they were neither all good nor all bad."""
         assert self.good + self.bad >= EXAMPLES
         assert self.good
@@ -126,7 +126,7 @@ def test_series(tmp_path: Path) -> None:
 
     def read(data: bytes) -> None:
         (tmp_path / "1.0").write_bytes(data)
-        for path in series.read(tmp_path, "1.0"):
+        for path in series.read_series(tmp_path, "1.0"):
             assert path.under(tmp_path).resolve().is_relative_to(tmp_path.resolve())
 
     any_text = st.one_of(
@@ -139,7 +139,7 @@ def test_series(tmp_path: Path) -> None:
         cases.count(lambda: read(data))
 
     check()
-    cases.demand()
+    cases.require()
 
 
 def test_versions(patched: Upstream, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_versions(patched: Upstream, tmp_path: Path) -> None:
         cases.count(lambda: read(data))
 
     check()
-    cases.demand()
+    cases.require()
 
 
 HONEST = mail(HANDLED["a change"][0]).decode()
@@ -224,7 +224,7 @@ def test_diffs() -> None:
         cases.count(lambda: read(diff))
 
     check()
-    cases.demand()
+    cases.require()
 
 
 def test_mails(patched: Upstream, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_mails(patched: Upstream, tmp_path: Path) -> None:
         file.write_bytes(data)
         result = apply_patch(store, "1.0", base, tmp_path, PatchPath("fuzzed", "1.0"))
         if result.patch:
-            lint(result.patch)
+            lint_patch(result.patch)
         if result.error:
             raise result.error
 
@@ -271,4 +271,4 @@ def test_mails(patched: Upstream, tmp_path: Path) -> None:
         cases.count(lambda: read(data))
 
     check()
-    cases.demand()
+    cases.require()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from made_upstream import Upstream
 
-from .tool import Counter, Place, Truth, demand_same, demand_whole, go, kill_at, spread
+from .tool import Counter, Place, Truth, go, kill_at, require_same, require_whole, spread
 
 #: At a write of the tool's; while git is at work; in the middle of a file.
 AT_WRITES, IN_GIT, IN_FILES = 34, 10, (1, 200, 1000, 2000, 4000, 6000)
@@ -35,8 +35,8 @@ def test_killed_at_a_write(patched: Upstream, undisturbed: Truth, tmp_path: Path
     for point in points:
         place = Place.below(patched, tmp_path / str(point))
         assert go(*place.all, before=kill_at(point, Counter())).status == -signal.SIGKILL
-        demand_whole(place, undisturbed)
-        demand_same(place, undisturbed)
+        require_whole(place, undisturbed)
+        require_same(place, undisturbed)
     assert len(set(points)) == AT_WRITES
 
 
@@ -65,8 +65,8 @@ def test_killed_while_git_works(patched: Upstream, undisturbed: Truth, tmp_path:
         place = Place.below(patched, tmp_path / str(point))
         _, before = killing_git(tmp_path / str(point), point)
         assert go(*place.all, before=before).status == -signal.SIGKILL
-        demand_whole(place, undisturbed)
-        demand_same(place, undisturbed)
+        require_whole(place, undisturbed)
+        require_same(place, undisturbed)
     assert len(set(points)) == IN_GIT
 
 
@@ -83,8 +83,8 @@ def test_killed_in_the_middle_of_a_file(
 
         place = Place.below(patched, tmp_path / str(size))
         assert go(*place.all, before=before).status == -signal.SIGXFSZ
-        demand_whole(place, undisturbed)
-        demand_same(place, undisturbed)
+        require_whole(place, undisturbed)
+        require_same(place, undisturbed)
     assert len(IN_FILES) == 6
 
 
@@ -99,10 +99,10 @@ def test_a_store_whose_making_was_cut_short(
     for number, name in enumerate(stale):
         place = Place.below(patched, tmp_path / str(number))
         if name.startswith("git/"):
-            demand_same(place, undisturbed)
+            require_same(place, undisturbed)
             shutil.rmtree(place.cache / "git" / "refs" / "overlay")
         file = place.cache / name
         file.parent.mkdir(parents=True)
         file.write_text("")
-        demand_same(place, undisturbed)
+        require_same(place, undisturbed)
     assert len(stale) == 2

@@ -125,7 +125,7 @@ def entries(folder: Path) -> set[Path]:
 
 
 def test_refused(bare_upstream: Upstream, tmp_path: Path) -> None:
-    applied(bare_upstream, mail(GOOD)).demand()
+    applied(bare_upstream, mail(GOOD)).require()
     before, said = entries(tmp_path), {}
     for what, (diff, _) in REFUSED.items():
         error = applied(bare_upstream, mail(diff)).error
@@ -175,7 +175,7 @@ def test_handled(bare_upstream: Upstream, tmp_path: Path) -> None:
 
     for number, (what, (diff, path, text)) in enumerate(HANDLED.items()):
         make: Callable[[bytes], bytes] = crlf if "CRLF" in what else bytes
-        result = applied(bare_upstream, make(mail(diff))).demand()
+        result = applied(bare_upstream, make(mail(diff))).require()
         folder = tmp_path / f"tree-{number}"
         check_out(bare_upstream.workspace().store, result, folder, "v1.0")
         file = folder / path
@@ -186,7 +186,7 @@ def test_handled(bare_upstream: Upstream, tmp_path: Path) -> None:
 
 def test_work_tree_through_a_symlink(bare_upstream: Upstream, tmp_path: Path) -> None:
     """The folder named is the one made; a link in its place is not written through."""
-    result = applied(bare_upstream, mail(GOOD)).demand()
+    result = applied(bare_upstream, mail(GOOD)).require()
     store = bare_upstream.workspace().store
     real, cases = tmp_path / "real", 0
     real.mkdir()

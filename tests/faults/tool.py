@@ -281,7 +281,7 @@ def head(place: Place) -> str:
     return git(place.work, "rev-parse", "HEAD").decode().strip()
 
 
-def demand_whole(place: Place, expected: Truth) -> None:
+def require_whole(place: Place, expected: Truth) -> None:
     """No file under a final name is anything but complete and right."""
     for name, digest in finals(place.cache / "files"):
         assert expected.files[name] == digest, f"{name} in the cache"
@@ -292,11 +292,11 @@ def demand_whole(place: Place, expected: Truth) -> None:
         assert head(place) == expected.head
 
 
-def demand_same(place: Place, expected: Truth) -> None:
+def require_same(place: Place, expected: Truth) -> None:
     """Everything is there, as an undisturbed run leaves it."""
     ended = go(*place.all)
     assert ended.status == 0, ended.err
-    demand_whole(place, expected)
+    require_whole(place, expected)
     assert dict(finals(place.cache / "files")) == expected.files
     assert [sha256(file) for file in place.dist.iterdir()] == [expected.wheel]  # nothing is left
     assert place.work.exists()

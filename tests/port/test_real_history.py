@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 
 from overlay.base.project import find_project
-from overlay.patches import series as series_module
-from overlay.patches.series import PatchPath
+from overlay.patches.series import PatchPath, patch_files, read_series
 from overlay.releases import versions
 from overlay.releases.versions import Release
 
@@ -78,7 +77,7 @@ def since(name: str) -> list[str]:
 
 def listed(release: Release, patches: Path = PROJECT.patches) -> dict[str, PatchPath]:
     """The files of a release's series, by topic."""
-    return {path.topic: path for path in series_module.read(patches, str(release.series))}
+    return {path.topic: path for path in read_series(patches, str(release.series))}
 
 
 def undated(file: Path) -> str:
@@ -110,7 +109,7 @@ class History:
         (root / "VERSIONS.toml").write_text(text)
         left = versions.load(root / "VERSIONS.toml").patched
         used = {str(path) for one in left for path in listed(one, root / "patches").values()}
-        for path in list(series_module.existing(root / "patches")):
+        for path in list(patch_files(root / "patches")):
             if path.as_posix() not in used:
                 (root / "patches" / path).unlink()
         return cls(root, VERSIONS.get(names[0]))

@@ -35,7 +35,7 @@ from overlay.releases import archive, versions
 from overlay.releases.uv import find_uv
 from overlay.wheels import plan
 
-from .test_inplace import put
+from .inplace.test_inplace import put
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/user.md", "docs/packager.md")

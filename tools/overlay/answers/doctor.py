@@ -15,7 +15,7 @@ from typing import Any, Literal
 from packaging.version import InvalidVersion, Version
 
 from overlay.answers import explain, probe
-from overlay.answers.explain import BACKEND, ENGINE, Answer, Settings, Side, Target
+from overlay.answers.explain import BACKEND, ENGINE, Answer, Settings, Target, VariantAnswer
 from overlay.answers.matrix import UNSET
 from overlay.answers.probe import Device, Devices, Installed, Python
 from overlay.base.errors import OverlayError, some
@@ -218,7 +218,7 @@ def _of_gpu(identity: Identity, target: Target, answer: Answer | None) -> list[s
         return [f"use another GPU: {target.note}"] if target.is_too_old else []
     if identity.kind == "patched":
         return [] if answer.patched.is_right else [_settings_or(answer.patched, answer)]
-    if answer.stock.is_right and not answer.besides:
+    if answer.stock.is_right and not answer.other_faults:
         return []
     if answer.patched.use is None:
         return [_settings_or(answer.stock, answer)]
@@ -227,7 +227,7 @@ def _of_gpu(identity: Identity, target: Target, answer: Answer | None) -> list[s
     return [f"{install}, and set {'; '.join(settings)}" if settings else install]
 
 
-def _settings_or(side: Side, answer: Answer) -> str:
+def _settings_or(side: VariantAnswer, answer: Answer) -> str:
     if side.use is None:
         return f"use another GPU: no settings of {answer.release.name} are right on this one"
     return explain.change(side)
@@ -289,14 +289,14 @@ def lines(report: Report) -> list[tuple[str, str]]:
 
 def _outcome_lines(report: Report) -> list[str]:
     is_patched, many = report.identity.kind == "patched", len(report.answers) > 1
-    told, besides = [], dict[str, None]()
+    told, other_faults = [], dict[str, None]()
     for target, answer in report.answers:
         if answer:
             side = answer.patched if is_patched else answer.stock
             who = f"on {target}: " if many else ""
             told.append(who + explain.told(side, target.name))
-            besides |= {} if is_patched else dict.fromkeys(answer.besides)
-    return told + [f"besides: {fault}" for fault in besides]
+            other_faults |= {} if is_patched else dict.fromkeys(answer.other_faults)
+    return told + [f"other fault: {fault}" for fault in other_faults]
 
 
 def _vllm_line(report: Report) -> str:

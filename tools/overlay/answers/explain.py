@@ -27,9 +27,9 @@ BACKEND, ENGINE = "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1"
 SYNONYMS = {"fp8_e4m3": "fp8", "half": "float16", "float": "float32"}
 VARIANTS: tuple[Variant, Variant] = ("stock", "patched")
 #: Faults of stock, by the topic of the patch that mends each, that are none of attention.
-BESIDES = {
+OTHER_FAULTS = {
     "llama4-qk-norm": "Scout's queries and keys are normed wrongly, at any length",
-    "llama4-sampler": "prompt_logprobs kill the V1 engine",
+    "llama4-sampler": "a request for prompt_logprobs stops the V1 engine",
     "local-attention-clip": "V1 dies near a max_model_len that is no multiple of the chunk",
     "llama4-image-dtype": "with images and any dtype but bfloat16, it dies at start-up",
     "llama4-images-off": "with --limit-mm-per-prompt '{\"image\": 0}', V1 with CUDA graphs answers "
@@ -108,7 +108,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Use:
+class RightSettings:
     """Settings that are right."""
 
     cell: Cell
@@ -118,11 +118,11 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Side:
+class VariantAnswer:
     """What one variant of a release does."""
 
     outcome: Outcome
-    use: Use | None
+    use: RightSettings | None
     """The nearest settings that are right, these very ones if they are; None if there are none."""
     runs: tuple[Run, ...] = ()
     """Whole engines that had this outcome on a GPU of the same capability."""
@@ -142,9 +142,9 @@ class Answer:
     release: Release
     version: str
     """Of the patched wheel."""
-    stock: Side
-    patched: Side
-    besides: tuple[str, ...]
+    stock: VariantAnswer
+    patched: VariantAnswer
+    other_faults: tuple[str, ...]
     """What else is wrong in stock, on V1 or at any length: `right` is said of attention alone."""
 
 
@@ -226,19 +226,19 @@ def look_up(kept: Matrix, cell: Cell) -> Outcome:
     return found
 
 
-def nearest(kept: Matrix, cell: Cell, chunk: int) -> Use | None:
+def nearest(kept: Matrix, cell: Cell, chunk: int) -> RightSettings | None:
     """The settings nearest to `cell` that are right on its GPU; None if there are none.
 
     Fewest changes count as nearest, then the mildest. A shorter max_model_len comes last.
     """
     outcome = look_up(kept, cell)
     if outcome.verdict == "right":
-        return Use(cell, outcome, ())
+        return RightSettings(cell, outcome, ())
     found = [(distance(cell, other), other, out) for other, out in _candidates(kept, cell)]
     if not found:
         return None
     _, best, outcome = min(found, key=lambda item: (item[0], item[1]))
-    return Use(best, outcome, changes(cell, best, chunk))
+    return RightSettings(best, outcome, changes(cell, best, chunk))
 
 
 def _candidates(kept: Matrix, cell: Cell) -> Iterator[tuple[Cell, Outcome]]:
@@ -358,16 +358,18 @@ def _answer(
         _side(kept[variant], cell, settings, (r for r in runs if r.variant == variant), release)
         for variant in VARIANTS
     )
-    besides = [BESIDES[p.topic] for p in workspace.series(release) if p.topic in BESIDES]
+    other_faults = [
+        OTHER_FAULTS[p.topic] for p in workspace.series(release) if p.topic in OTHER_FAULTS
+    ]
     version = workspace.versions.local_version(release)
-    return Answer(release, version, stock, patched, tuple(besides))
+    return Answer(release, version, stock, patched, tuple(other_faults))
 
 
 def _side(
     kept: Matrix, cell: Cell, settings: Settings, runs: Iterable[Run], release: Release
-) -> Side:
+) -> VariantAnswer:
     outcome = look_up(kept, cell)
-    return Side(
+    return VariantAnswer(
         _filled(outcome, cell, settings),
         nearest(kept, cell, settings.chunk),
         tuple(run for run in runs if run.speaks_for(outcome, cell)),
@@ -399,7 +401,7 @@ def message(outcome: Outcome, gpu: str) -> str:
     return outcome.message.replace("made-up GPU", f"{gpu} GPU".strip())
 
 
-def told(side: Side, gpu: str) -> str:
+def told(side: VariantAnswer, gpu: str) -> str:
     """All of an outcome on a GPU called `gpu`."""
     said = ": ".join(part for part in (brief(side.outcome), message(side.outcome, gpu)) if part)
     known = [known_from(side.outcome)] if side.outcome.basis else []
@@ -415,7 +417,7 @@ def known_from(outcome: Outcome) -> str:
     return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
 
 
-def _on_gpus(side: Side) -> list[str]:
+def _on_gpus(side: VariantAnswer) -> list[str]:
     """What whole engines say of it."""
     if not side.runs:
         is_known = side.outcome.verdict in ("right", "wrong")
@@ -429,17 +431,17 @@ def _on_gpus(side: Side) -> list[str]:
     return [f"whole engines on an {last.device}, {last.date}{earlier}: {right}{but}"]
 
 
-def change(side: Side) -> str:
+def change(side: VariantAnswer) -> str:
     """What to change, in a table's cell."""
     if side.use is None:
         return "nothing helps"
     return "; ".join(side.use.changes) or "nothing"
 
 
-def advice(side: Side) -> str:
+def advice(side: VariantAnswer) -> str:
     """What to change, and what it brings."""
     if side.is_right:
-        return "nothing to change"
+        return "no change needed"
     if side.use is None:
         return "no settings are right on this GPU"
     return f"to change: {change(side)}; then it is {brief(side.use.outcome)}"
@@ -450,10 +452,10 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
     return [
         ("stock", told(one.stock, gpu)),
         ("", advice(one.stock)),
-        *(("", f"besides: {fault}") for fault in one.besides),
+        *(("", f"other fault: {fault}") for fault in one.other_faults),
         ("overlay", told(one.patched, gpu)),
         ("", advice(one.patched)),
-        ("its wheel", install(one)),
+        ("wheel", install(one)),
     ]
 
 
@@ -478,10 +480,10 @@ def as_json(found: Target, settings: Settings, answers: Sequence[Answer]) -> dic
 def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
     sides = {"stock": one.stock, "patched": one.patched}
     both = {name: _side_json(side, gpu) for name, side in sides.items()}
-    return {"version": one.version, **both, "stock_besides": list(one.besides)}
+    return {"version": one.version, **both, "stock_besides": list(one.other_faults)}
 
 
-def _side_json(side: Side, gpu: str) -> dict[str, Any]:
+def _side_json(side: VariantAnswer, gpu: str) -> dict[str, Any]:
     outcome = {**side.outcome.model_dump(), "message": message(side.outcome, gpu)}
     return {
         **outcome,
@@ -490,7 +492,7 @@ def _side_json(side: Side, gpu: str) -> dict[str, Any]:
     }
 
 
-def _use_json(use: Use) -> dict[str, Any]:
+def _use_json(use: RightSettings) -> dict[str, Any]:
     variables = {BACKEND: use.cell.backend, ENGINE: use.cell.v1}
     return {
         "changes": list(use.changes),

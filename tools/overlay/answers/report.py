@@ -22,8 +22,7 @@ from overlay.answers import grid, matrix
 from overlay.answers.grid import Grid
 from overlay.base import atomic, document
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches import patch as patches_module
-from overlay.patches.patch import Patch
+from overlay.patches.patch import Patch, read_patch
 from overlay.patches.series import PatchPath, topic_order
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, ranges
@@ -168,8 +167,7 @@ def _topic(workspace: Workspace, name: str, series: dict[str, tuple[PatchPath, .
     return Topic(
         name,
         tuple(
-            patches_module.read(workspace.store.git, workspace.project.patches, path)
-            for path in distinct
+            read_patch(workspace.store.git, workspace.project.patches, path) for path in distinct
         ),
         tuple((path.first_tag if path else None, len(releases)) for path, releases in spans),
         {

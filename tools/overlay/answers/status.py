@@ -11,8 +11,8 @@ from pathlib import Path
 
 from unidiff.patch import PatchSet
 
-from overlay.patches import patch as patches_module
-from overlay.patches.patch import Patch
+from overlay.base.console import counted
+from overlay.patches.patch import Patch, read_patch
 from overlay.patches.series import PatchPath, topic_order
 from overlay.patches.tree import Applied
 from overlay.patches.validate import WORKERS
@@ -64,7 +64,7 @@ class Row:
         if record is None:
             return "—"
         problems = len(record.verdict.problems)
-        said = f"{problems} problem{'' if problems == 1 else 's'}" if problems else "ok"
+        said = counted(problems, "problem") if problems else "ok"
         return said if record.is_of(self.release) else f"{said}, outdated"
 
 
@@ -116,7 +116,7 @@ def _date(text: str | None) -> date | None:
 
 
 @dataclass(frozen=True)
-class Use:
+class PatchUse:
     """One patch file and what it is on the releases that list it."""
 
     path: PatchPath
@@ -138,7 +138,7 @@ class Use:
         return ", ".join(found) or "clean"
 
 
-def by_file(rows: Sequence[Row]) -> list[Use]:
+def by_file(rows: Sequence[Row]) -> list[PatchUse]:
     """The patch files of `rows`, topics in the order of the series."""
     found: dict[PatchPath, dict[str, Cell]] = {}
     for row in rows:
@@ -146,7 +146,10 @@ def by_file(rows: Sequence[Row]) -> list[Use]:
             found.setdefault(cell.path, {})[row.release.name] = cell
     order = topic_order([cell.path for cell in row.cells] for row in rows)
     return [
-        Use(path, cells) for topic in order for path, cells in found.items() if path.topic == topic
+        PatchUse(path, cells)
+        for topic in order
+        for path, cells in found.items()
+        if path.topic == topic
     ]
 
 
@@ -171,13 +174,13 @@ def topic_files(workspace: Workspace, topic: str) -> list[File]:
     Raises:
         OverlayError: no series lists the topic, or a patch can't be read.
     """
-    workspace.demand_topic(topic)
+    workspace.require_topic(topic)
     used: dict[PatchPath, list[str]] = {}
     for release in workspace.versions.patched:
         for path in workspace.series(release):
             if path.topic == topic:
                 used.setdefault(path, []).append(release.name)
-    read = patches_module.read
+    read = read_patch
     return [
         File(read(workspace.store.git, workspace.project.patches, path), tuple(names))
         for path, names in used.items()

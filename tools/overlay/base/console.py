@@ -97,3 +97,13 @@ class Progress:
         with Bar(*columns, console=err, transient=True) as bar:
             task = bar.add_task(what, total=total, at="")
             yield lambda name: bar.update(task, advance=1, at=name)
+
+
+def counted(number: int, noun: str) -> str:
+    """A number with its noun.
+
+    >>> [counted(1, "release"), counted(0, "release"), counted(2, "patch")]
+    ['1 release', '0 releases', '2 patches']
+    """
+    ending = "es" if noun.endswith(("ch", "s")) else "s"
+    return f"{number} {noun}{'' if number == 1 else ending}"

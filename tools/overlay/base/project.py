@@ -33,7 +33,7 @@ class Project:
         """The folder that series and patch paths are relative to."""
         return self.root / "patches"
 
-    def demand_checkout(self) -> None:
+    def require_checkout(self) -> None:
         """Nothing, if patches can be edited here.
 
         Raises:

@@ -138,7 +138,7 @@ def doctor_command(
         for change in report.to_change:
             _wrapped(f"To change: {change}")
         if not report.to_change:
-            _wrapped("Nothing to change.")
+            _wrapped("No change needed.")
     if report.to_change:
         sys.exit(Exit.PROBLEMS)
 
@@ -176,6 +176,6 @@ def _print_answers(answers: Iterable[explain.Answer]) -> None:
         table.add_row(*map(Text, row))
     out.print(table, soft_wrap=False)
     for one in answers:
-        for fault in one.besides:
-            _wrapped(f"{one.release.name} stock besides: {fault}.")
+        for fault in one.other_faults:
+            _wrapped(f"{one.release.name} stock, other fault: {fault}.")
     _wrapped("One of them in detail: --release RELEASE")

@@ -10,9 +10,9 @@ from typing import get_args
 import click
 
 from overlay.base import atomic
-from overlay.base.console import err, log_for, out, print_json
+from overlay.base.console import counted, err, log_for, out, print_json
 from overlay.base.errors import Exit, OverlayError
-from overlay.cli.options import EPILOG, all_option, demand_names, json_option, pass_workspace
+from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
 from overlay.patches.tree import check_out
 from overlay.patches.workspace import Workspace
 from overlay.releases.sources import Kind
@@ -43,7 +43,7 @@ def fetch_command(
       vllm-overlay fetch 0.8.5.post1 --wheel
       vllm-overlay fetch --all --sdist
     """
-    demand_names(releases, everything)
+    require_names(releases, everything)
     kinds: tuple[Kind, ...] = (kind,) if kind else ("sdist", "wheel")
     paths = {}
     for release in workspace.versions.select(releases, patched=False):
@@ -82,7 +82,7 @@ def apply_command(
             Exit.USAGE,
         )
     target = (folder or Path("work", one.name)).absolute()
-    result = workspace.apply(one, until).demand()
+    result = workspace.apply(one, until).require()
     check_out(workspace.store, result, target, one.tag)
     for applied in result.applied:
         moved = (
@@ -91,7 +91,9 @@ def apply_command(
             else ""
         )
         out.print(f"{applied.path}: {applied.status.value}{moved}")
-    out.print(f"{target}: {one.tag} and {len(result.applied)} patches, tree {result.tree}")
+    out.print(
+        f"{target}: {one.tag} and {counted(len(result.applied), 'patch')}, tree {result.tree}"
+    )
 
 
 @click.command(epilog=EPILOG)
@@ -196,7 +198,7 @@ def selfcheck_command(
       vllm-overlay selfcheck 0.8.3 0.10.2
       vllm-overlay selfcheck --all --sums SHA256SUMS
     """
-    demand_names(releases, everything)
+    require_names(releases, everything)
     found: dict[str, str] = {}
     wrong = 0
     for one in workspace.versions.select(releases, patched=True):

@@ -7,9 +7,9 @@ import sys
 import click
 from rich.table import Table
 
-from overlay.base.console import err, out, print_json
+from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
-from overlay.cli.options import EPILOG, all_option, demand_names, json_option, pass_workspace
+from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
 from overlay.patches import lock, validate
 from overlay.patches.workspace import Workspace
 from overlay.wheels.official import record_digests
@@ -29,7 +29,7 @@ def validate_command(
     Example:
       vllm-overlay validate --all
     """
-    demand_names(releases, everything)
+    require_names(releases, everything)
     chosen = workspace.versions.select(releases, patched=False)
     with workspace.progress.steps("validating", len(chosen)) as done:
         report = validate.validate(workspace, chosen, done)
@@ -73,7 +73,7 @@ def _print_validation(report: validate.Report) -> None:
     for problem in report.all_problems:
         err.print(problem, style="red", markup=False)
     count = len(report.all_problems)
-    out.print(f"{len(report.rows)} releases, {count} problem{'' if count == 1 else 's'}")
+    out.print(f"{counted(len(report.rows), 'release')}, {counted(count, 'problem')}")
 
 
 @click.command(epilog=EPILOG)
@@ -90,7 +90,7 @@ def lock_command(
     Example:
       vllm-overlay lock 0.8.3
     """
-    demand_names(releases, everything)
+    require_names(releases, everything)
     chosen = workspace.versions.select(releases, patched=False)
     changes = lock.compute(workspace, chosen, record_digests)
     real = [change for change in changes if change.is_change]

@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from overlay.answers import probe
-from overlay.base.console import out, print_json
+from overlay.base.console import counted, out, print_json
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.inplace import inplace
-from overlay.inplace.inplace import Done
+from overlay.inplace.inplace import InPlaceResult
 from overlay.patches.workspace import Workspace
 from overlay.wheels import simple_index
 
@@ -95,7 +95,7 @@ def install_command(
         _print(done, revert, dry_run)
 
 
-def _as_json(done: Done, dry_run: bool) -> dict[str, object]:
+def _as_json(done: InPlaceResult, dry_run: bool) -> dict[str, object]:
     return {
         "action": done.action,
         "dry_run": dry_run,
@@ -110,7 +110,7 @@ def _as_json(done: Done, dry_run: bool) -> dict[str, object]:
     }
 
 
-def _print(done: Done, revert: bool, dry_run: bool) -> None:
+def _print(done: InPlaceResult, revert: bool, dry_run: bool) -> None:
     if done.recovered:
         out.print("An earlier run was interrupted; it has been brought to its end.")
     if done.action == "nothing":
@@ -120,11 +120,11 @@ def _print(done: Done, revert: bool, dry_run: bool) -> None:
     for path, kind in done.files.items() if dry_run else ():
         out.print(f"{kind} {path}", markup=False)
     counts = {kind: list(done.files.values()).count(kind) for kind in "MAD"}
-    told = "{M} files changed, {A} added, {D} removed".format(**counts)
+    told = f"{counted(counts['M'], 'file')} changed, {counts['A']} added, {counts['D']} removed"
     by_size = f", {done.by_size} libraries of them by size (--full hashes them)"
     out.print(
         f"vLLM {done.before} in {done.site}\n"
-        f"{done.checked} files checked{by_size if done.by_size else ''}\n"
+        f"{counted(done.checked, 'file')} checked{by_size if done.by_size else ''}\n"
         f"{'would be ' if dry_run else ''}{done.action} to {done.after}: {told}",
         markup=False,
     )

@@ -132,10 +132,9 @@ def main() -> NoReturn:
         if error.errno not in MACHINE_ERRORS:
             _internal_error(error, verbose)
         logging.getLogger("overlay").debug("traceback", exc_info=error)
-        place = f" {error.filename}" if error.filename else ""
+        place = f"{error.filename}: " if error.filename else ""
         err.print(
-            f"error: this machine refuses{place}: {error.strerror}. "
-            "Make room or make it writable, and run it again.",
+            f"error: {place}{error.strerror}. Make room or make it writable, and run it again.",
             style="bold red",
             markup=False,
         )

@@ -13,15 +13,15 @@ from rich.table import Table
 from rich.text import Text
 
 from overlay.answers import status
-from overlay.answers.status import Cell, Row, Use
+from overlay.answers.status import Cell, PatchUse, Row
 from overlay.base import transaction
-from overlay.base.console import err, out, print_json
+from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit, OverlayError
-from overlay.cli.options import EPILOG, all_option, demand_names, json_option, pass_workspace
+from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
 from overlay.patches import conflict, edit, normalize, refresh
 from overlay.patches.edit import EditTree
 from overlay.patches.patch import Patch
-from overlay.patches.refresh import Plan, Wishes
+from overlay.patches.refresh import Plan, RefreshOptions
 from overlay.patches.series import PatchPath
 from overlay.patches.tree import Applied
 from overlay.patches.workspace import Workspace
@@ -51,14 +51,14 @@ def edit_command(workspace: Workspace, release: str, folder: Path | None) -> Non
       git -C work/edit/0.8.3 rebase -i v0.8.3
       vllm-overlay refresh 0.8.3
     """
-    workspace.project.demand_checkout()
+    workspace.project.require_checkout()
     one = workspace.versions.get_patched(release)
     target = (folder or edit.default_folder(workspace.project, one)).absolute()
     result = edit.create(workspace, one, target)
     for applied in result.applied:
         out.print(f"{applied.path}: {state_of(applied)}", markup=False)
     told = f" --from {target}" if folder else ""
-    out.print(f"{target}: {one.tag} and {len(result.applied)} patches, a commit each")
+    out.print(f"{target}: {one.tag} and {counted(len(result.applied), 'patch')}, a commit each")
     out.print(f"Write them back with: vllm-overlay refresh {one.name}{told}")
 
 
@@ -105,18 +105,18 @@ def refresh_command(
       vllm-overlay refresh 0.9.1 --fork-at engine-selection=0.9.0
       vllm-overlay refresh --all --check
     """
-    workspace.project.demand_checkout()
-    demand_names(releases, everything)
+    workspace.project.require_checkout()
+    require_names(releases, everything)
     if folder and (len(releases) != 1 or no_edits):
         raise click.UsageError("--from goes with one release, and not with --no-edits")
-    wishes = Wishes(
+    wishes = RefreshOptions(
         dict(_pairs(topics)),
         frozenset(drops),
         tuple(_pairs(forks)),
         refresh.last_update(date),
     )
     for topic in wishes.drops | {topic for topic, _ in wishes.forks if topic}:
-        workspace.demand_topic(topic)
+        workspace.require_topic(topic)
     chosen = workspace.versions.select(releases, patched=True)
     with transaction.locked(workspace.project.root):
         if check and transaction.is_unfinished(workspace.project.root):
@@ -129,7 +129,7 @@ def refresh_command(
         trees = [] if no_edits else list(_trees(workspace, chosen, folder))
         with workspace.progress.steps("refreshing", len(chosen)) as done:
             made = refresh.plan(workspace, chosen, trees, wishes, done)
-        _demand_fit(made)
+        _require_fit(made)
         if not check:
             refresh.write(workspace, made)
     _print_plan(made, trees, check, as_json)
@@ -161,7 +161,7 @@ def _unfinished(root: Path) -> OverlayError:
     )
 
 
-def _demand_fit(made: Plan) -> None:
+def _require_fit(made: Plan) -> None:
     """Print every conflict with both sides.
 
     Raises:
@@ -226,8 +226,8 @@ def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -
         out.print(f"{change.release} {change.key}: {change.old} -> {change.new}")
     count = len(made.files)
     verb = "would change" if check else "changed"
-    names = f"{len(made.releases)} release{'' if len(made.releases) == 1 else 's'}"
-    out.print(f"{names} tried, {count} file{'' if count == 1 else 's'} {verb}")
+    names = counted(len(made.releases), "release")
+    out.print(f"{names} tried, {counted(count, 'file')} {verb}")
 
 
 @click.command(epilog=EPILOG)
@@ -247,7 +247,7 @@ def normalize_command(
     Example:
       vllm-overlay normalize patches/engine-selection/0.8.3.patch
     """
-    workspace.project.demand_checkout()
+    workspace.project.require_checkout()
     if bool(files) is everything:
         raise click.UsageError("name one or more files, or pass --all")
     if everything:
@@ -332,7 +332,7 @@ def _styled(text: str) -> Text:
     return Text(text, style=max(styles, key=len))
 
 
-def _print_files(uses: list[Use], order: list[str], today: date) -> None:
+def _print_files(uses: list[PatchUse], order: list[str], today: date) -> None:
     # A file is named after the first of its releases: they tell which one it is.
     table = _table("topic", "releases", "state", "forwarded", "age")
     for topic, group in groupby(uses, lambda use: use.path.topic):
@@ -408,7 +408,7 @@ def series_command(workspace: Workspace, release: str, as_json: bool) -> None:
             out.print(f"   {each.patch.mail.subject}", markup=False)
             _print_stat(each.patch, "   ")
     count = len(applied)
-    out.print(f"{one.name}: {count} patch{'' if count == 1 else 'es'}")
+    out.print(f"{one.name}: {counted(count, 'patch')}")
 
 
 def _print_stat(patch: Patch, indent: str) -> None:

@@ -15,9 +15,9 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 EPILOG = """\b
-Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file not to be had,
-4 file not as pinned, 5 patch or series does not fit, 6 this machine refuses,
-70 a fault of the tool itself, 130 interrupted.
+Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file unavailable,
+4 file not as pinned, 5 patch or series does not apply, 6 environment (disk,
+permissions, a missing tool), 70 internal error, 130 interrupted.
 """
 
 pass_workspace = click.make_pass_decorator(Workspace)
@@ -37,7 +37,7 @@ def work_option(suite: str, what: str) -> Callable[[_F], _F]:
     )
 
 
-def demand_names(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:
+def require_names(names: tuple[str, ...], everything: bool) -> tuple[str, ...]:
     """The names as given: some, or none with --all.
 
     Raises:

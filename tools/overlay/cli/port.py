@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from overlay.base import transaction
-from overlay.base.console import err, out, print_json
+from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit, OverlayError
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.patches import conflict, refresh
@@ -62,8 +62,8 @@ def port_command(
       vllm-overlay port --continue
       vllm-overlay port --skip --because "upstream has it since #16212"
     """
-    workspace.project.demand_checkout()
-    _demand_options(release, origin, date, dry_run, because, (go_on, skip, abort))
+    workspace.project.require_checkout()
+    _require_options(release, origin, date, dry_run, because, (go_on, skip, abort))
     root = workspace.project.root
     with transaction.locked(root):
         workspace, written = _recover(workspace, abort, dry_run)
@@ -89,7 +89,7 @@ def port_command(
         _end(workspace, found, dry_run, as_json)
 
 
-def _demand_options(
+def _require_options(
     release: str | None,
     origin: str | None,
     date: str | None,
@@ -270,13 +270,13 @@ def _told(found: Port, step: Step) -> Iterator[str]:
     if step.how is How.UPSTREAM:
         yield f"stopped at {step.topic}: {name} has it already ({step.reason})"
     elif step.how is How.MENDED:
-        yield f"stopped at {step.topic}: upstream mended it in its own way; is it needed in {name}?"
+        yield f"stopped at {step.topic}: upstream fixed it in its own way; is it needed in {name}?"
         yield step.reason
     else:
         places = len(step.conflicts)
         yield (
             f"stopped at {step.topic}: {step.own.path} does not apply to {name}, and merging it "
-            f"conflicts in {places} place{'' if places == 1 else 's'}"
+            f"conflicts in {counted(places, 'place')}"
         )
     for one in step.conflicts:
         yield from conflict.sides(one, name)

@@ -11,14 +11,14 @@ from pathlib import Path
 import click
 
 from overlay.answers import evidence, matrix
-from overlay.base.console import err, out, print_json
+from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import (
     EPILOG,
     all_option,
-    demand_names,
     json_option,
     pass_workspace,
+    require_names,
     work_option,
 )
 from overlay.patches.workspace import Workspace
@@ -122,7 +122,7 @@ def _keep(root: Path, release: str, runs: Sequence[evidence.Run]) -> None:
     """Add engines to those that are kept."""
     kept = evidence.read(root, release).merged(runs)
     path = evidence.write(root, kept)
-    err.print(f"{path.relative_to(root)}: {len(kept.runs)} runs", markup=False)
+    err.print(f"{path.relative_to(root)}: {counted(len(kept.runs), 'run')}", markup=False)
 
 
 def _report(verdict: Verdict, as_json: bool) -> None:
@@ -175,7 +175,7 @@ def matrix_command(
     Example:
       vllm-overlay matrix 0.8.5.post1 --stock
     """
-    demand_names(releases, everything)
+    require_names(releases, everything)
     if compare and (check or stock):
         raise click.UsageError("--compare runs nothing: pass neither --check nor --stock")
     root, problems, tables = workspace.project.root, list[str](), {}

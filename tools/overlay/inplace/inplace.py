@@ -42,7 +42,7 @@ Action = Literal["patched", "reverted", "nothing"]
 
 
 @dataclass(frozen=True)
-class Done:
+class InPlaceResult:
     """What was done, or would be."""
 
     action: Action
@@ -80,7 +80,7 @@ def install(
     other_build: bool = False,
     full: bool = False,
     dry_run: bool = False,
-) -> Done:
+) -> InPlaceResult:
     """Patch the vLLM that `python` imports, all of it or nothing.
 
     `other_build` admits one whose compiled files are not the official wheel's; `full` hashes
@@ -93,20 +93,20 @@ def install(
     with _opened(workspace, python, dry_run) as (target, recovered):
         identity = doctor.identify(target.version, workspace.versions)
         if identity.kind == "patched":
-            _demand_current(workspace, target, identity, full)
+            _require_current(workspace, target, identity, full)
             return _nothing(target, recovered)
-        release = _demand_stock(workspace.versions, target, identity)
-        is_official = installed.demand_official(target, release, other_build=other_build)
-        target.demand_unchanged(target.own, full=full)
+        release = _require_stock(workspace.versions, target, identity)
+        is_official = installed.require_official(target, release, other_build=other_build)
+        target.require_unchanged(target.own, full=full)
         plan, changes = _plan(workspace, release, target, is_official)
         if not dry_run:
             _write(target, _patching(target, plan))
-        return Done("patched", target.site, target.version, plan.version, changes.kinds,
+        return InPlaceResult("patched", target.site, target.version, plan.version, changes.kinds,
                     len(target.own), 0 if full else sum(map(installed.is_library, target.own)),
                     is_official, recovered)  # fmt: skip
 
 
-def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> Done:
+def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> InPlaceResult:
     """Restore what `install` replaced in the vLLM that `python` imports.
 
     Raises:
@@ -122,17 +122,19 @@ def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> Do
             raise target.refused(why, "There is nothing to revert", Exit.USAGE)
         old = record.dist_info(workspace.versions.upstream.project, release.name)
         originals, rows = _originals(target, release, old)
-        is_official = _demand_originals(target, release, old, originals, rows)
+        is_official = _require_originals(target, release, old, originals, rows)
         writing, touched = _reverting(target, old, originals, rows)
-        target.demand_unchanged(touched)
+        target.require_unchanged(touched)
         if not dry_run:
             _write(target, writing)
-        return Done("reverted", target.site, target.version, release.name,
+        return InPlaceResult("reverted", target.site, target.version, release.name,
                     _kinds(target, writing), len(touched), 0, is_official, recovered)  # fmt: skip
 
 
-def _nothing(target: Target, recovered: bool) -> Done:
-    return Done("nothing", target.site, target.version, target.version, {}, recovered=recovered)
+def _nothing(target: Target, recovered: bool) -> InPlaceResult:
+    return InPlaceResult(
+        "nothing", target.site, target.version, target.version, {}, recovered=recovered
+    )
 
 
 @contextmanager
@@ -176,7 +178,7 @@ def _unwritable(path: Path, why: str) -> OverlayError:
     )
 
 
-def _demand_current(workspace: Workspace, target: Target, identity: Identity, full: bool) -> None:
+def _require_current(workspace: Workspace, target: Target, identity: Identity, full: bool) -> None:
     """Raise unless a patched vLLM is just what this overlay makes."""
     release = identity.release
     assert release is not None
@@ -189,10 +191,10 @@ def _demand_current(workspace: Workspace, target: Target, identity: Identity, fu
         if f"{target.info}/{record.ORIGINALS}" in target.rows:
             first = "vllm-overlay install --revert"
         raise target.refused(why, f"Restore upstream's first: {first}", Exit.USAGE)
-    target.demand_unchanged(target.own, full=full)
+    target.require_unchanged(target.own, full=full)
 
 
-def _demand_stock(versions: Versions, target: Target, identity: Identity) -> Release:
+def _require_stock(versions: Versions, target: Target, identity: Identity) -> Release:
     """The release of an unpatched vLLM that this overlay has a series for.
 
     Raises:
@@ -238,11 +240,11 @@ def _apply(release: Release, target: Target, patches: Sequence[Patch]) -> Change
             f"See what it must fit with 'vllm-overlay validate {release.name}'",
             Exit.PATCH,
         ) from error
-    _demand_possible(release, target, changes)
+    _require_possible(release, target, changes)
     return changes
 
 
-def _demand_possible(release: Release, target: Target, changes: Changes) -> None:
+def _require_possible(release: Release, target: Target, changes: Changes) -> None:
     for path, how in changes.kinds.items():
         require_repackable(release, path, how, path in target.rows)
         if how == "A" and os.path.lexists(target.site / path):
@@ -346,7 +348,7 @@ def _bad_originals(target: Target, release: Release, why: str) -> OverlayError:
     )
 
 
-def _demand_originals(
+def _require_originals(
     target: Target,
     release: Release,
     old: str,

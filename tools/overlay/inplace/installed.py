@@ -71,7 +71,7 @@ class Target:
             same = pool.map(is_same, rows)
             return [row[0] for row, good in zip(rows, same, strict=True) if not good]
 
-    def demand_unchanged(self, rows: Sequence[Row], *, full: bool = True) -> None:
+    def require_unchanged(self, rows: Sequence[Row], *, full: bool = True) -> None:
         """Raise unless the files of `rows` are as RECORD has them (`changed`)."""
         if names := self.changed(rows, full=full):
             raise self.refused(
@@ -158,7 +158,7 @@ def _is_editable(info: Path) -> bool:
         return False
 
 
-def demand_official(target: Target, release: Release, *, other_build: bool) -> bool:
+def require_official(target: Target, release: Release, *, other_build: bool) -> bool:
     """Raise unless what RECORD lists is the official wheel's.
 
     `other_build` admits one whose Python files alone are. Returns whether all is official.

@@ -14,10 +14,9 @@ from pathlib import Path
 from overlay.base.errors import Exit, OverlayError, some
 from overlay.base.git import Git, GitError
 from overlay.base.project import Project
-from overlay.patches import patch as patches_module
-from overlay.patches import tree as tree_module
+from overlay.patches.patch import export_patch, parse_mail
 from overlay.patches.series import PatchPath, is_topic, parse_path
-from overlay.patches.tree import Result, Store
+from overlay.patches.tree import Result, Store, check_out
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 
@@ -105,7 +104,7 @@ def create(workspace: Workspace, release: Release, folder: Path) -> Result:
     Raises:
         OverlayError: the series does not apply, or there is something of the user's in the folder.
     """
-    result = workspace.apply(release).demand()
+    result = workspace.apply(release).require()
     if is_edit_tree(folder):
         _update(workspace.store, find(folder, release), result)
         return result
@@ -121,7 +120,7 @@ def create(workspace: Workspace, release: Release, folder: Path) -> Result:
             git.run("config", key, value)
         _record(git, result)
 
-    tree_module.check_out(workspace.store, result, folder, release.tag, complete)
+    check_out(workspace.store, result, folder, release.tag, complete)
     return result
 
 
@@ -133,7 +132,7 @@ def _update(store: Store, tree: EditTree, result: Result) -> None:
             f"Write them back with 'vllm-overlay refresh {tree.release}', or name another folder",
             Exit.ENVIRONMENT,
         )
-    demand_finished(tree.git, tree.folder)
+    require_finished(tree.git, tree.folder)
     if result.head != tree.head:
         store.send(tree.git, result.head, result.base)
         tree.git.run("reset", "--quiet", "--hard", result.head)
@@ -180,7 +179,7 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
         OverlayError: something is uncommitted, unfinished, merged or empty; the tree is not
             based on the release; or the series changed since the tree was opened.
     """
-    demand_finished(tree.git, tree.folder)
+    require_finished(tree.git, tree.folder)
     if changes := tree.changes:
         raise OverlayError(
             f"{tree.folder} has uncommitted changes",
@@ -213,7 +212,7 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
     return commits
 
 
-def demand_finished(git: Git, folder: Path, besides: Collection[str] = ()) -> None:
+def require_finished(git: Git, folder: Path, besides: Collection[str] = ()) -> None:
     """Nothing, if the work tree `folder` is in the middle of no operation of git's.
 
     `besides` are files in .git of operations that may be under way.
@@ -425,8 +424,8 @@ def export(store: Store, tree: EditTree, commit: Commit) -> bytes:
         OverlayError: its message would not survive as a mail, which ends at the first line that
             looks like a diff's.
     """
-    text = patches_module.export(store.git, commit.id)
-    mail = patches_module.parse_mail(store.git, text, str(commit))
+    text = export_patch(store.git, commit.id)
+    mail = parse_mail(store.git, text, str(commit))
     if mail.message.split() != message_of(store, commit.id).split():
         raise OverlayError(
             f"{tree.folder}: the message of {commit} cannot be kept in a patch",

@@ -241,7 +241,7 @@ def apply_hunks(file: FileDiff, before: str | None) -> tuple[str | None, tuple[H
         if match.is_good:
             at = match.line - 1
             image[at : at + len(hunk.old)] = hunk.new
-    matches = _demand_unique(file, split_lines(before or ""), matches)
+    matches = _require_unique(file, split_lines(before or ""), matches)
     good = all(match.is_good for match in matches)
     return ("".join(image) if good and not file.is_deleted else None), tuple(matches)
 
@@ -282,7 +282,7 @@ def _locate(path: str, number: int, hunk: Hunk, image: Sequence[str]) -> HunkMat
     )
 
 
-def _demand_unique(
+def _require_unique(
     file: FileDiff, image: Sequence[str], matches: list[HunkMatch]
 ) -> list[HunkMatch]:
     """Once one hunk of a file has moved, each must match in one place only.

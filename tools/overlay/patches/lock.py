@@ -47,7 +47,7 @@ def compute(workspace: Workspace, releases: Iterable[Release], record_of: Record
     changes = []
     for release in releases:
         unpinned = release.model_copy(update={"upstream_tree": UNKNOWN_TREE})
-        result = workspace.apply(unpinned).demand()
+        result = workspace.apply(unpinned).require()
         base = workspace.store.tree_of(result.base)
         changes.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
         if release.tree is not None:

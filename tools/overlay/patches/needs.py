@@ -24,7 +24,7 @@ def needed(
     `base` is the commit of the release's sdist; the whole series applies to it.
     """
     *earlier, last = series
-    whole = apply_series(store, release, base, patches, series).demand()
+    whole = apply_series(store, release, base, patches, series).require()
 
     def stands(others: Sequence[PatchPath]) -> bool:
         tried = apply_series(store, release, base, patches, [*others, last])

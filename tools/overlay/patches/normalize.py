@@ -15,10 +15,8 @@ from pathlib import Path
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git
-from overlay.patches import patch as patches_module
-from overlay.patches import series as series_module
-from overlay.patches.patch import Mail
-from overlay.patches.series import PatchPath
+from overlay.patches.patch import Mail, export_patch, lint_patch, parse_mail, read_patch
+from overlay.patches.series import PatchPath, parse_path
 from overlay.patches.tree import apply_series
 from overlay.patches.trial import Trial
 from overlay.patches.workspace import Workspace
@@ -62,7 +60,7 @@ def find(workspace: Workspace, files: Iterable[Path]) -> list[PatchPath]:
         resolved = place.resolve()
         inside = resolved.is_relative_to(patches)
         name = resolved.relative_to(patches).as_posix() if inside else ""
-        path = series_module.parse_path(name)
+        path = parse_path(name)
         if path is None:
             raise OverlayError(
                 f"{file} is no patch of this overlay",
@@ -90,7 +88,7 @@ def normalize(
         trial = Trial(workspace, Path(folder))
         releases = {path: _release(trial, path) for path in paths}
         for path in paths:
-            mail = patches_module.parse_mail(git, trial.read(path), str(path))
+            mail = parse_mail(git, trial.read(path), str(path))
             trial.write(path, _as_mail(replace(mail, diff=tidy(mail.diff, str(path)))))
         for release in workspace.versions.patched:
             wanted = [path for path in paths if releases[path] == release]
@@ -105,7 +103,7 @@ def normalize(
 
 
 def _lint(git: Git, trial: Trial, path: PatchPath) -> Iterable[str]:
-    return patches_module.lint(patches_module.read(git, trial.folder, path))
+    return lint_patch(read_patch(git, trial.folder, path))
 
 
 def _release(trial: Trial, path: PatchPath) -> Release:
@@ -128,9 +126,9 @@ def _export(trial: Trial, release: Release, wanted: Sequence[PatchPath]) -> None
     last = max(series.index(path) for path in wanted)
     base = trial.workspace.base(release)
     result = apply_series(store, release, base, trial.folder, series[: last + 1])
-    for one in result.demand().applied:
+    for one in result.require().applied:
         if one.path in wanted:
-            trial.write(one.path, patches_module.export(store.git, one.commit))
+            trial.write(one.path, export_patch(store.git, one.commit))
 
 
 def _as_mail(mail: Mail) -> bytes:

@@ -89,7 +89,7 @@ class Patch:
     files: tuple[FileDiff, ...]
 
 
-def read(git: Git, patches: Path, path: PatchPath) -> Patch:
+def read_patch(git: Git, patches: Path, path: PatchPath) -> Patch:
     """Read and parse one patch.
 
     Raises:
@@ -153,7 +153,7 @@ def _no_mail(where: str, why: str) -> OverlayError:
     )
 
 
-def lint(patch: Patch) -> list[str]:
+def lint_patch(patch: Patch) -> list[str]:
     """What is wrong with a patch's header, a phrase each; empty if nothing is."""
     mail = patch.mail
     problems = []
@@ -181,12 +181,12 @@ def _lint_trailers(trailers: tuple[tuple[str, str], ...]) -> Iterator[str]:
             yield f"no trailer {key}"
 
 
-def export(git: Git, commit: str) -> bytes:
+def export_patch(git: Git, commit: str) -> bytes:
     """The canonical text of a commit."""
     return git.run(*FORMAT_PATCH, "-1", commit)
 
 
-def essence(mail: Mail) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def content_of(mail: Mail) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Header and diff without what depends on the tree around: line numbers and blob ids."""
     lines = [
         "@@" if line.startswith("@@ ") else line
@@ -199,12 +199,8 @@ def essence(mail: Mail) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def with_date(text: bytes, date: str) -> bytes:
     """A patch's text with `date` (YYYY-MM-DD) in its Last-Update trailer."""
     header, start, diff = text.partition(b"\ndiff --git ")
-    *_, last = [None, *re.finditer(rb"^Last-Update: .*$", header, re.MULTILINE)]
-    if last is None:
-        return text  # lint tells
-    return (
-        header[: last.start()]
-        + f"Last-Update: {date}".encode()
-        + header[last.end() :]
-        + (start + diff)
-    )
+    found = list(re.finditer(rb"^Last-Update: .*$", header, re.MULTILINE))
+    if not found:
+        return text  # lint_patch tells
+    before, after = header[: found[-1].start()], header[found[-1].end() :]
+    return before + f"Last-Update: {date}".encode() + after + start + diff

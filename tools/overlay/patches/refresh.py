@@ -16,15 +16,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from overlay.base import transaction
+from overlay.base.console import counted
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git
 from overlay.patches import edit, lock
-from overlay.patches import patch as patches_module
-from overlay.patches import series as series_module
 from overlay.patches.edit import Commit, EditTree
 from overlay.patches.hunks import parse_diff
-from overlay.patches.patch import Patch
-from overlay.patches.series import PatchPath
+from overlay.patches.patch import Patch, content_of, export_patch, lint_patch, parse_mail, with_date
+from overlay.patches.series import PatchPath, parse_path
 from overlay.patches.tree import Applied, Result
 from overlay.patches.trial import Trial
 from overlay.patches.validate import WORKERS
@@ -36,7 +35,7 @@ _ROUNDS = 6
 
 
 @dataclass(frozen=True)
-class Wishes:
+class RefreshOptions:
     """What the user says beside the edit trees."""
 
     topics: Mapping[str | None, str]
@@ -115,7 +114,7 @@ def plan(
     workspace: Workspace,
     releases: Sequence[Release],
     trees: Sequence[EditTree],
-    wishes: Wishes,
+    wishes: RefreshOptions,
     done: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """What writing back `trees`, and exporting the series of `releases`, would change.
@@ -128,7 +127,7 @@ def plan(
     """
     _ = workspace.store  # made once, before the threads need it
     edited = [_compare(workspace, tree, wishes) for tree in trees]
-    _demand_sense(edited, wishes)
+    _require_sense(edited, wishes)
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         trial = Trial(workspace, Path(folder))
         drafted = _draft(trial, edited, wishes)
@@ -149,10 +148,10 @@ def write(workspace: Workspace, made: Plan) -> None:
         edit.settle(workspace.store, tree, result)
 
 
-def _compare(workspace: Workspace, tree: EditTree, wishes: Wishes) -> _Edited:
+def _compare(workspace: Workspace, tree: EditTree, wishes: RefreshOptions) -> _Edited:
     """Which topics of an edit tree have another patch than the series has."""
     release = workspace.versions.get(tree.release)
-    now = workspace.apply(release).demand()
+    now = workspace.apply(release).require()
     commits = edit.read(workspace, tree, now)
     subjects = edit.subjects(tree, now.base)
     by_topic = edit.assign(tree, commits, subjects, wishes.topics)
@@ -183,29 +182,29 @@ def _changed_text(
     """The text of a commit whose patch differs from `old`, the one in the series; else None."""
     git = workspace.store.git
     text = edit.export(workspace.store, tree, commit)
-    mail = patches_module.parse_mail(git, text, str(commit))
+    mail = parse_mail(git, text, str(commit))
     if old is not None:
-        then = patches_module.parse_mail(git, patches_module.export(git, old.commit), str(old.path))
-        if patches_module.essence(then) == patches_module.essence(mail):
+        then = parse_mail(git, export_patch(git, old.commit), str(old.path))
+        if content_of(then) == content_of(mail):
             return None
-        if patches_module.essence(then)[1] != patches_module.essence(mail)[1]:
-            text = patches_module.with_date(text, date)
-    demand_sound(git, tree, commit, text)
+        if content_of(then)[1] != content_of(mail)[1]:
+            text = with_date(text, date)
+    require_sound(git, tree, commit, text)
     return text
 
 
-def demand_sound(git: Git, tree: EditTree, commit: Commit, text: bytes) -> None:
+def require_sound(git: Git, tree: EditTree, commit: Commit, text: bytes) -> None:
     """Nothing, if the text of an edited commit is that of a patch.
 
     Raises:
         OverlayError: its diff does what no patch may, or its message lacks something.
     """
-    mail = patches_module.parse_mail(git, text, str(commit))
+    mail = parse_mail(git, text, str(commit))
     try:
         files = parse_diff(mail.diff, str(commit))
     except OverlayError as error:
         raise _unsound(tree, commit, error.why, "Amend it so that it does without") from error
-    if problems := patches_module.lint(Patch(PatchPath("", ""), text, mail, files)):
+    if problems := lint_patch(Patch(PatchPath("", ""), text, mail, files)):
         raise _unsound(
             tree, commit, "; ".join(problems),
             "Amend its message (git commit --amend, or reword in git rebase -i)",
@@ -216,7 +215,7 @@ def _unsound(tree: EditTree, commit: Commit, why: str, fix: str) -> OverlayError
     return OverlayError(f"{tree.folder}: {commit} cannot become a patch", why, fix, Exit.PROBLEMS)
 
 
-def _demand_sense(edited: Sequence[_Edited], wishes: Wishes) -> None:
+def _require_sense(edited: Sequence[_Edited], wishes: RefreshOptions) -> None:
     """--drop and --fork-at speak of topics that were dropped or changed."""
     dropped = {topic for one in edited for topic in one.dropped}
     changed = {topic for one in edited for topic in one.texts}
@@ -245,7 +244,7 @@ def _demand_sense(edited: Sequence[_Edited], wishes: Wishes) -> None:
 
 
 def _draft(
-    trial: Trial, edited: Sequence[_Edited], wishes: Wishes
+    trial: Trial, edited: Sequence[_Edited], wishes: RefreshOptions
 ) -> dict[PatchPath, dict[str, bytes]]:
     """Put the edited texts into the patches/ on trial, as their own release has them.
 
@@ -274,7 +273,7 @@ def _by_topic(trial: Trial, release: Release) -> dict[str, PatchPath]:
 
 
 def _cuts(
-    trial: Trial, changed: Mapping[PatchPath, object], wishes: Wishes
+    trial: Trial, changed: Mapping[PatchPath, object], wishes: RefreshOptions
 ) -> dict[PatchPath, list[Release]]:
     """Where each changed file is forked."""
     cuts: dict[PatchPath, list[Release]] = {}
@@ -293,7 +292,7 @@ def _cuts(
             )
             fix = "Say which one with --fork-at TOPIC=RELEASE" if fits else _shared(trial, changed)
             raise OverlayError(f"--fork-at {value} fits no file" if not fits else
-                               f"--fork-at {value} fits {len(fits)} files",
+                               f"--fork-at {value} fits {counted(len(fits), 'file')}",
                                why, fix, Exit.USAGE)  # fmt: skip
         cuts.setdefault(fits[0], []).append(release)
     return cuts
@@ -318,7 +317,7 @@ def _draft_series(trial: Trial, one: _Edited) -> None:
         path = known.get(topic)
         if path is None:
             path = PatchPath(topic, one.release.name)
-            _demand_free(trial, path)
+            _require_free(trial, path)
             trial.write(path, one.texts[topic])
         paths.append(path)
     trial.write_series(one.release, paths)
@@ -337,7 +336,7 @@ def _draft_file(
     for number, run in enumerate(runs):
         found = {one.name: texts[one.name] for one in run if one.name in texts}
         essences = {
-            patches_module.essence(patches_module.parse_mail(trial.workspace.store.git, text, name))
+            content_of(parse_mail(trial.workspace.store.git, text, name))
             for name, text in found.items()
         }
         if len(essences) > 1:
@@ -350,13 +349,13 @@ def _draft_file(
             )
         named = path if number == 0 else PatchPath(path.topic, run[0].name)
         if named != path:
-            _demand_free(trial, named)
+            _require_free(trial, named)
             trial.replace(run, path, named)
         # Where several have it, the oldest's text is nearest to the file's name.
         trial.write(named, next(iter(found.values()), before))
 
 
-def _demand_free(trial: Trial, path: PatchPath) -> None:
+def _require_free(trial: Trial, path: PatchPath) -> None:
     if path.under(trial.folder).exists():
         raise OverlayError(
             f"patches/{path} is in the way",
@@ -375,7 +374,7 @@ def _tidy(trial: Trial, path: PatchPath) -> None:
     path.under(trial.folder).unlink()
     if left:
         named = PatchPath(path.topic, left[0].name)
-        _demand_free(trial, named)
+        _require_free(trial, named)
         trial.write(named, text)
         trial.replace(left, path, named)
 
@@ -412,7 +411,7 @@ def _settle(
 def _exports(trial: Trial, results: Iterable[Result]) -> dict[PatchPath, bytes]:
     """Canonical texts of the files that are named for these releases."""
     return {
-        one.path: patches_module.export(trial.workspace.store.git, one.commit)
+        one.path: export_patch(trial.workspace.store.git, one.commit)
         for result in results
         for one in result.applied
         if one.status.is_good and one.path.first_tag == result.release.name
@@ -420,7 +419,7 @@ def _exports(trial: Trial, results: Iterable[Result]) -> dict[PatchPath, bytes]:
 
 
 def _changed_patches(trial: Trial) -> list[PatchPath]:
-    return [path for name in trial.changed() if (path := series_module.parse_path(name))]
+    return [path for name in trial.changed() if (path := parse_path(name))]
 
 
 def _owners(trial: Trial, paths: Iterable[PatchPath]) -> list[Release]:

@@ -75,16 +75,17 @@ def parse(text: str, where: str) -> tuple[PatchPath, ...]:
     return tuple(paths)
 
 
-def rewrite(text: str, paths: Sequence[PatchPath]) -> str:
+def rewrite_series(text: str, paths: Sequence[PatchPath]) -> str:
     """The series `text` with `paths` for its patches.
 
     Comments stay above the patch that they were above; the first ones stay on top, and those of
     a patch that is gone go to the end.
 
     >>> new = PatchPath("b", "1.1")
-    >>> rewrite("# All.\\na/1.0.patch\\n# Of b.\\nb/1.0.patch\\n", [new])
+    >>> rewrite_series("# All.\\na/1.0.patch\\n# Of b.\\nb/1.0.patch\\n", [new])
     '# All.\\n# Of b.\\nb/1.1.patch\\n'
     """
+    lines: list[str] = []
     above: dict[str, list[str]] = {}
     pending: list[str] = []
     for line in text.removesuffix("\n").split("\n") if text else []:
@@ -92,8 +93,9 @@ def rewrite(text: str, paths: Sequence[PatchPath]) -> str:
         if path is None:
             pending.append(line)
             continue
+        if not above:
+            lines, pending = pending, []
         above[path.topic], pending = pending, []
-    lines = above.pop(next(iter(above), ""), [])
     for path in paths:
         lines += [*above.pop(path.topic, []), str(path)]
     lines += [line for left in above.values() for line in left] + pending
@@ -110,7 +112,7 @@ def _bad_line(where: str, number: int, why: str) -> OverlayError:
     )
 
 
-def read(patches: Path, series: str) -> tuple[PatchPath, ...]:
+def read_series(patches: Path, series: str) -> tuple[PatchPath, ...]:
     """The patches of the series file `series` (relative to `patches`).
 
     Raises:
@@ -144,7 +146,7 @@ def topic_order(series: Iterable[Sequence[PatchPath]]) -> list[str]:
     return names
 
 
-def existing(patches: Path) -> Iterator[Path]:
+def patch_files(patches: Path) -> Iterator[Path]:
     """Every file under `patches` that is no series file, relative to it, sorted."""
     for file in sorted(patches.rglob("*")):
         relative = file.relative_to(patches)

@@ -21,9 +21,8 @@ from filelock import FileLock
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git, GitError
-from overlay.patches import patch as patches_module
 from overlay.patches.hunks import HunkMatch, MatchKind, apply_hunks, is_applied, to_bytes, to_text
-from overlay.patches.patch import Mail, Patch
+from overlay.patches.patch import Mail, Patch, read_patch
 from overlay.patches.series import PatchPath
 from overlay.releases import archive
 from overlay.releases.versions import PinnedFile, Release
@@ -103,7 +102,7 @@ class Result:
         """Why the series stopped, if it did."""
         return next((a.error for a in self.applied if a.error), None)
 
-    def demand(self) -> Result:
+    def require(self) -> Result:
         """This result, if every patch applied.
 
         Raises:
@@ -343,7 +342,7 @@ def _apply_one(
     store: Store, name: str, head: str, patches: Path, path: PatchPath, env: dict[str, str]
 ) -> Applied:
     try:
-        patch = patches_module.read(store.git, patches, path)
+        patch = read_patch(store.git, patches, path)
     except OverlayError as error:
         missing = not path.under(patches).exists()
         status = ApplyStatus.MISSING if missing else ApplyStatus.BROKEN

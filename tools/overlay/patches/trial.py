@@ -7,8 +7,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from overlay.patches import series as series_module
-from overlay.patches.series import PatchPath
+from overlay.patches.series import PatchPath, read_series, rewrite_series
 from overlay.patches.tree import Result, apply_series
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
@@ -35,7 +34,7 @@ class Trial:
 
     def series(self, release: Release) -> tuple[PatchPath, ...]:
         """The patches of a release, in order."""
-        return series_module.read(self.folder, str(release.series))
+        return read_series(self.folder, str(release.series))
 
     def listing(self, path: PatchPath) -> list[Release]:
         """The releases whose series list `path`, oldest first."""
@@ -45,7 +44,7 @@ class Trial:
         """Make `paths` the patches of a release; comments stay."""
         if tuple(paths) != self.series(release):
             file = self.folder / str(release.series)
-            text = series_module.rewrite(file.read_text("utf-8"), paths)
+            text = rewrite_series(file.read_text("utf-8"), paths)
             file.write_text(text, "utf-8", newline="\n")
 
     def replace(self, releases: Iterable[Release], old: PatchPath, new: PatchPath) -> None:

@@ -19,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from overlay.base.errors import OverlayError
-from overlay.patches import patch as patches_module
-from overlay.patches import series as series_module
 from overlay.patches.changes import shipped
-from overlay.patches.series import PatchPath
+from overlay.patches.patch import export_patch, lint_patch
+from overlay.patches.series import PatchPath, parse_path, patch_files
 from overlay.patches.tree import Applied, Result
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
@@ -108,9 +107,9 @@ def _check_patch(workspace: Workspace, release: Release, applied: Applied) -> It
         return
     named = applied.path.first_tag == release.name
     if named:  # a shared file is checked once
-        for problem in patches_module.lint(applied.patch):
+        for problem in lint_patch(applied.patch):
             yield f"{applied.path}: {problem}"
-        text = patches_module.export(workspace.store.git, applied.commit)
+        text = export_patch(workspace.store.git, applied.commit)
         if text != applied.patch.data:
             where = _first_difference(text, applied.patch.data)
             yield f"{applied.path}: not canonical text ({where})"
@@ -156,8 +155,8 @@ def _check_folder(workspace: Workspace) -> Iterable[str]:
                 listed.setdefault(path, []).append(release.name)
         except OverlayError:
             continue  # its own row tells
-    for relative in series_module.existing(patches):
-        found = series_module.parse_path(relative.as_posix())
+    for relative in patch_files(patches):
+        found = parse_path(relative.as_posix())
         if found is None:
             yield f"patches/{relative}: its name is not <topic>/<first-tag>.patch"
         elif found not in listed:

@@ -51,15 +51,17 @@ class Workspace:
 
     def series(self, release: Release) -> tuple[PatchPath, ...]:
         """The patches of a release, in order; none for a control."""
-        return series.read(self.project.patches, release.series) if release.series else ()
+        return series.read_series(self.project.patches, release.series) if release.series else ()
 
     def patches(self, release: Release) -> list[Patch]:
         """The patches of a release, read; no source tree is needed."""
         with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
             git = Git(Path(folder, "none"))  # mails are read with it; there is no repository
-            return [patch.read(git, self.project.patches, path) for path in self.series(release)]
+            return [
+                patch.read_patch(git, self.project.patches, path) for path in self.series(release)
+            ]
 
-    def demand_topic(self, topic: str) -> None:
+    def require_topic(self, topic: str) -> None:
         """Nothing, if some series lists `topic`.
 
         Raises:

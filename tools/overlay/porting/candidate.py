@@ -24,9 +24,8 @@ from pydantic import ValidationError
 from unearth import Link
 
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches import series as series_module
 from overlay.patches import threeway, tree
-from overlay.patches.series import PatchPath
+from overlay.patches.series import PatchPath, parse_path, patch_files
 from overlay.patches.tree import UNKNOWN_TREE, Applied, ApplyStatus
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import FILE_NAME, PinnedFile, Release, Versions
@@ -100,7 +99,7 @@ def _conflict(applied: Applied, merge: threeway.Merge | None) -> Iterator[str]:
         yield "a three-way merge is clean"
 
 
-def find(workspace: Workspace, *, newer: bool = False) -> tuple[Candidate, ...]:
+def find_candidates(workspace: Workspace, *, newer: bool = False) -> tuple[Candidate, ...]:
     """The final and post releases on the index that VERSIONS.toml does not list, oldest first.
 
     Those in its range; with `newer`, also those newer than all it lists.
@@ -117,7 +116,7 @@ def find(workspace: Workspace, *, newer: bool = False) -> tuple[Candidate, ...]:
     )
 
 
-def get(workspace: Workspace, name: str) -> Candidate:
+def get_candidate(workspace: Workspace, name: str) -> Candidate:
     """The release `name` on the index, in the range or not; VERSIONS.toml must not list it.
 
     Raises:
@@ -187,13 +186,13 @@ def _is_official_wheel(link: Link) -> bool:
     return any(p.startswith("manylinux") and p.endswith("_x86_64") for p in platforms)
 
 
-def source(workspace: Workspace, candidate: Candidate) -> tuple[PinnedFile, str]:
+def fetch_sdist(workspace: Workspace, candidate: Candidate) -> tuple[PinnedFile, str]:
     """The candidate's sdist, pinned to what the index says, and its commit in the store.
 
     Raises:
         OverlayError: there is none, or it is not what the index says.
     """
-    pinned = workspace.fetcher.pin(_demand(candidate, candidate.sdist, "sdist"))
+    pinned = workspace.fetcher.pin(_require(candidate, candidate.sdist, "sdist"))
     fetcher, name = workspace.fetcher, candidate.name
     commit = workspace.store.imported(
         name, pinned, lambda: fetcher.fetch_file(name, pinned, check=True)
@@ -201,16 +200,16 @@ def source(workspace: Workspace, candidate: Candidate) -> tuple[PinnedFile, str]
     return pinned, commit
 
 
-def official_wheel(workspace: Workspace, candidate: Candidate) -> PinnedFile:
+def pin_wheel(workspace: Workspace, candidate: Candidate) -> PinnedFile:
     """The candidate's official x86_64 wheel, pinned to what the index says; it is not fetched.
 
     Raises:
         OverlayError: there is none, or the index states no sha256.
     """
-    return workspace.fetcher.pin(_demand(candidate, candidate.wheel, "x86_64 wheel"))
+    return workspace.fetcher.pin(_require(candidate, candidate.wheel, "x86_64 wheel"))
 
 
-def _demand(candidate: Candidate, link: Link | None, what: str) -> Link:
+def _require(candidate: Candidate, link: Link | None, what: str) -> Link:
     if link is None:
         raise OverlayError(
             f"{candidate.name} has no {what} on the index",
@@ -221,7 +220,7 @@ def _demand(candidate: Candidate, link: Link | None, what: str) -> Link:
     return link
 
 
-def needs(workspace: Workspace, name: str, commit: str) -> Needs:
+def needs_of(workspace: Workspace, name: str, commit: str) -> Needs:
     """What the metadata in the source tree `commit` of release `name` asks for.
 
     Raises:
@@ -256,7 +255,7 @@ def _no_metadata(name: str, why: str) -> OverlayError:
     )
 
 
-def draft(workspace: Workspace, candidate: Candidate) -> Release:
+def draft_release(workspace: Workspace, candidate: Candidate) -> Release:
     """The candidate as VERSIONS.toml would list it, but for the tree after its series.
 
     Files are pinned to what the index says, and the source tree to what the sdist has. The
@@ -265,9 +264,9 @@ def draft(workspace: Workspace, candidate: Candidate) -> Release:
     Raises:
         OverlayError: a file or a pin is missing, or a file is not what the index says.
     """
-    wheel = official_wheel(workspace, candidate)
-    sdist, commit = source(workspace, candidate)
-    found = needs(workspace, candidate.name, commit)
+    wheel = pin_wheel(workspace, candidate)
+    sdist, commit = fetch_sdist(workspace, candidate)
+    found = needs_of(workspace, candidate.name, commit)
     fields = {"Requires-Python": found.requires_python, "torch": found.torch}
     if missing := [k for k, v in {**fields, "xformers": found.xformers}.items() if v is None]:
         raise _no_metadata(candidate.name, f"it states no exact {', '.join(missing)}")
@@ -282,7 +281,7 @@ def draft(workspace: Workspace, candidate: Candidate) -> Release:
                 "requires_python": found.requires_python,
                 "torch": found.torch,
                 "xformers": found.xformers,
-                "constraints": nearest(workspace.versions, candidate.version).constraints,
+                "constraints": nearest_release(workspace.versions, candidate.version).constraints,
                 "upstream_tree": workspace.store.tree_of(commit),
                 "tree": UNKNOWN_TREE,
                 "sdist": sdist,
@@ -293,7 +292,7 @@ def draft(workspace: Workspace, candidate: Candidate) -> Release:
         raise _no_metadata(candidate.name, error.errors()[0]["msg"]) from error
 
 
-def nearest(versions: Versions, version: Version) -> Release:
+def nearest_release(versions: Versions, version: Version) -> Release:
     """The newest release with a series that is not newer than `version`; else the oldest one.
 
     Raises:
@@ -318,8 +317,8 @@ def try_topics(workspace: Workspace, name: str, commit: str) -> tuple[Attempt, .
     Raises:
         OverlayError: the nearest release's own series does not apply.
     """
-    origin = nearest(workspace.versions, Version(name))
-    result = workspace.apply(origin).demand()
+    origin = nearest_release(workspace.versions, Version(name))
+    result = workspace.apply(origin).require()
     attempts = []
     head, before = commit, result.base
     for own in result.applied:
@@ -332,7 +331,7 @@ def try_topics(workspace: Workspace, name: str, commit: str) -> tuple[Attempt, .
 def _try_topic(workspace: Workspace, name: str, head: str, before: str, own: Applied) -> Attempt:
     """Try a topic on `head`; `own` is its patch on the nearest release, at the commit `before`."""
     first = None
-    for path in texts(workspace, own.path, Version(name)):
+    for path in texts_for(workspace, own.path, Version(name)):
         applied = tree.apply_patch(workspace.store, name, head, workspace.project.patches, path)
         if applied.status.is_good or applied.status is ApplyStatus.UPSTREAMED:
             return Attempt(path, applied)
@@ -346,13 +345,10 @@ def _try_topic(workspace: Workspace, name: str, head: str, before: str, own: App
     return Attempt(own.path, first, merge)
 
 
-def texts(workspace: Workspace, own: PatchPath, version: Version) -> Iterator[PatchPath]:
+def texts_for(workspace: Workspace, own: PatchPath, version: Version) -> Iterator[PatchPath]:
     """The patches of a topic that may fit `version`, the likeliest first."""
     yield own
-    found = (
-        series_module.parse_path(relative.as_posix())
-        for relative in series_module.existing(workspace.project.patches)
-    )
+    found = (parse_path(relative.as_posix()) for relative in patch_files(workspace.project.patches))
     others = [p for p in found if p and p.topic == own.topic and p != own]
     fitting = [p for p in others if Version(p.first_tag) <= version]
     yield from sorted(fitting, key=lambda p: Version(p.first_tag), reverse=True)

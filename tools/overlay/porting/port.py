@@ -22,16 +22,15 @@ from packaging.version import InvalidVersion, Version
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
 from overlay.patches import entry, fit, threeway, tree
-from overlay.patches import patch as patches_module
-from overlay.patches import validate as validate_module
 from overlay.patches.changes import shipped
 from overlay.patches.fit import Conflict
-from overlay.patches.patch import Patch
+from overlay.patches.patch import Patch, content_of, export_patch, parse_mail, with_date
 from overlay.patches.series import PatchPath
 from overlay.patches.tree import UNKNOWN_TREE, Applied, ApplyStatus, Result
+from overlay.patches.validate import validate
 from overlay.patches.workspace import Workspace
-from overlay.porting import candidate as candidate_module
 from overlay.porting import port_state, upstreamed
+from overlay.porting.candidate import draft_release, get_candidate, nearest_release, texts_for
 from overlay.porting.port_state import Decision, State
 from overlay.porting.upstreamed import Part
 from overlay.releases.versions import Release
@@ -150,7 +149,7 @@ def start(workspace: Workspace, name: str, origin: str | None, date: str) -> Sta
             Exit.USAGE,
         )
     source = versions.get_patched(origin) if origin else None
-    found = candidate_module.get(workspace, wanted)
+    found = get_candidate(workspace, wanted)
     if not versions.in_range(found.version):
         raise OverlayError(
             f"release {found.name} is not to be patched",
@@ -158,14 +157,14 @@ def start(workspace: Workspace, name: str, origin: str | None, date: str) -> Sta
             "Widen that range first",
             Exit.USAGE,
         )
-    release = candidate_module.draft(workspace, found)
+    release = draft_release(workspace, found)
     series = workspace.project.patches / str(release.series)
     if series.exists():
         raise OverlayError(
             f"patches/{release.series} is in the way", "it exists, and no release uses it",
             "Delete it", Exit.PROBLEMS,
         )  # fmt: skip
-    source = source or candidate_module.nearest(versions, found.version)
+    source = source or nearest_release(versions, found.version)
     return State(release=release, origin=source.name, date=date)
 
 
@@ -181,7 +180,7 @@ def replay(
             was solved does not apply any more.
     """
     origin = workspace.versions.get_patched(state.origin)
-    own = workspace.apply(origin).demand()
+    own = workspace.apply(origin).require()
     base = head = workspace.base(state.release)
     before, steps = own.base, list[Step]()
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
@@ -219,7 +218,7 @@ def _try(
     workspace: Workspace, state: State, scratch: Path, head: str, before: str, own: Applied
 ) -> Step:
     first = None
-    for path in candidate_module.texts(workspace, own.path, state.release.version):
+    for path in texts_for(workspace, own.path, state.release.version):
         tried = tree.apply_patch(workspace.store, state.name, head, workspace.project.patches, path)
         # A file that is named after a newer release is none that an older one may list.
         if tried.status.is_good and Version(path.first_tag) <= state.release.version:
@@ -251,23 +250,23 @@ def _merge(
     if merge.clashes:
         conflicts = tuple(fit.locate(patch, clash) for clash in merge.clashes)
         return Step(own, How.CONFLICT, None, tried, parts=parts, conflicts=conflicts)
-    _demand_free(workspace, state, own.path.topic)
+    _require_free(workspace, state, own.path.topic)
     whole = fit.tree_with(store, head, own.commit, merge.changed)
     commit = store.commit(whole, head, patch.mail, patch.mail.message)
-    text = dated(workspace, own, patches_module.export(store.git, commit), state.date)
+    text = dated(workspace, own, export_patch(store.git, commit), state.date)
     return _put(workspace, state, scratch, head, own, How.MERGED, text, parts)
 
 
 def dated(workspace: Workspace, own: Applied, text: bytes, date: str) -> bytes:
     """A new text of a topic, with `date` as its Last-Update if its diff is another one."""
     git = workspace.store.git
-    then = patches_module.parse_mail(git, patches_module.export(git, own.commit), str(own.path))
-    now = patches_module.parse_mail(git, text, str(own.path))
-    same = patches_module.essence(then)[1] == patches_module.essence(now)[1]
-    return text if same else patches_module.with_date(text, date)
+    then = parse_mail(git, export_patch(git, own.commit), str(own.path))
+    now = parse_mail(git, text, str(own.path))
+    same = content_of(then)[1] == content_of(now)[1]
+    return text if same else with_date(text, date)
 
 
-def _demand_free(workspace: Workspace, state: State, topic: str) -> None:
+def _require_free(workspace: Workspace, state: State, topic: str) -> None:
     path = PatchPath(topic, state.name)
     if path.under(workspace.project.patches).exists():
         raise OverlayError(
@@ -303,7 +302,7 @@ def _put(
             Exit.PROBLEMS,
         )
     # As the applier's commit is exported: the text of the file's own release.
-    text = patches_module.export(workspace.store.git, applied.commit)
+    text = export_patch(workspace.store.git, applied.commit)
     return Step(own, how, path, applied, text, parts)
 
 
@@ -314,7 +313,7 @@ def solved(workspace: Workspace, port: Port, text: bytes) -> str:
         OverlayError: the file that it would become is there.
     """
     assert port.stop is not None
-    _demand_free(workspace, port.state, port.stop.topic)
+    _require_free(workspace, port.state, port.stop.topic)
     return dated(workspace, port.stop.own, text, port.state.date).decode()
 
 
@@ -341,7 +340,7 @@ def files(workspace: Workspace, port: Port) -> dict[str, bytes | None]:
         f"patches/{release.series}": _series(port).encode(),
     }
     made |= {f"patches/{s.path}": s.text for s in port.steps if s.path and s.text is not None}
-    _demand_valid(workspace, release, made)
+    _require_valid(workspace, release, made)
     return {**made, port_state.file(port.state.name).as_posix(): None}
 
 
@@ -357,7 +356,7 @@ def _series_lines(port: Port) -> Iterator[str]:
             yield f"# Without {step.own.path} of {port.state.origin}: {step.reason}"
 
 
-def _demand_valid(workspace: Workspace, release: Release, made: Mapping[str, bytes]) -> None:
+def _require_valid(workspace: Workspace, release: Release, made: Mapping[str, bytes]) -> None:
     """Nothing, if the checkout with `made` in it has a sound `release`."""
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         root = Path(folder)
@@ -366,7 +365,7 @@ def _demand_valid(workspace: Workspace, release: Release, made: Mapping[str, byt
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(data)
         copy = Workspace(Project(root), workspace.fetcher)
-        report = validate_module.validate(copy, [copy.versions.get(release.name)])
+        report = validate(copy, [copy.versions.get(release.name)])
     if problems := report.all_problems:
         raise OverlayError(
             f"the port to {release.name} is not sound; nothing is written",

@@ -9,8 +9,8 @@ from overlay.base.errors import Exit, OverlayError, some
 from overlay.base.git import Git, GitError
 from overlay.base.project import Project
 from overlay.patches import edit, refresh
-from overlay.patches import tree as tree_module
 from overlay.patches.edit import Commit, EditTree
+from overlay.patches.tree import check_out
 from overlay.patches.workspace import Workspace
 from overlay.porting import port_state
 from overlay.porting.port import Port, Step
@@ -59,7 +59,7 @@ def create(workspace: Workspace, port: Port, step: Step) -> Path:
             note.write_text(f"{message}\n", "utf-8")
 
     result = port.result(store)
-    tree_module.check_out(store, result, folder, port.state.release.tag, complete)
+    check_out(store, result, folder, port.state.release.tag, complete)
     return folder
 
 
@@ -76,8 +76,8 @@ def read(workspace: Workspace, port: Port, step: Step) -> bytes:
     """
     folder = place(workspace.project, port.state.name, step.topic)
     git = Git(folder / ".git", folder)
-    _demand_current(git, folder, port)
-    _demand_solved(git, folder, port)
+    _require_current(git, folder, port)
+    _require_solved(git, folder, port)
     if git.text("rev-parse", "HEAD") == port.head:
         _commit(git, folder, port, step)
     commit = _only_commit(git, folder, port)
@@ -86,11 +86,11 @@ def read(workspace: Workspace, port: Port, step: Step) -> bytes:
     opened = EditTree(folder, port.state.name, (), port.head, git)
     one = Commit(commit, subject, (step.topic,))
     text = edit.export(workspace.store, opened, one)
-    refresh.demand_sound(workspace.store.git, opened, one, text)
+    refresh.require_sound(workspace.store.git, opened, one, text)
     return text
 
 
-def _demand_current(git: Git, folder: Path, port: Port) -> None:
+def _require_current(git: Git, folder: Path, port: Port) -> None:
     try:
         head = git.text("config", "--local", "port.head")
     except (GitError, OSError) as error:
@@ -114,10 +114,10 @@ def _unmerged(git: Git) -> list[str]:
     return [path for path in out.split("\0") if path]
 
 
-def _demand_solved(git: Git, folder: Path, port: Port) -> None:
+def _require_solved(git: Git, folder: Path, port: Port) -> None:
     if paths := _unmerged(git):
         raise _unsolved(folder, f"git status has {some(paths)} as unmerged")
-    edit.demand_finished(git, folder, besides=("CHERRY_PICK_HEAD",))
+    edit.require_finished(git, folder, besides=("CHERRY_PICK_HEAD",))
     if loose := [entry[3:] for entry in edit.status(git) if entry[1] != " "]:
         raise OverlayError(
             f"{folder} has changes that are not staged",

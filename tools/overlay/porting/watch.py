@@ -14,8 +14,18 @@ from overlay.base.console import log_for
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.tree import ApplyStatus
 from overlay.patches.workspace import Workspace
-from overlay.porting import candidate as candidate_module
-from overlay.porting.candidate import Attempt, Candidate, Needs
+from overlay.porting.candidate import (
+    Attempt,
+    Candidate,
+    Needs,
+    fetch_sdist,
+    find_candidates,
+    get_candidate,
+    nearest_release,
+    needs_of,
+    pin_wheel,
+    try_topics,
+)
 from overlay.releases.versions import PinnedFile, Versions
 
 #: Characters of a conflict in Markdown: an issue's body has a limit.
@@ -61,9 +71,9 @@ def watch(
             overlay's own series do not apply.
     """
     if names:
-        candidates = tuple(candidate_module.get(workspace, name) for name in dict.fromkeys(names))
+        candidates = tuple(get_candidate(workspace, name) for name in dict.fromkeys(names))
     else:
-        candidates = candidate_module.find(workspace, newer=newer)
+        candidates = find_candidates(workspace, newer=newer)
     return tuple(
         _look(workspace, one, f"{number} of {len(candidates)}")
         for number, one in enumerate(candidates, 1)
@@ -71,20 +81,20 @@ def watch(
 
 
 def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
-    origin = candidate_module.nearest(workspace.versions, one.version)
+    origin = nearest_release(workspace.versions, one.version)
     log_for(one.name).info("new release %s: trying the series of %s", place, origin.name)
-    workspace.apply(origin).demand()  # a fault of the overlay's own is no finding
+    workspace.apply(origin).require()  # a fault of the overlay's own is no finding
     problems: list[str] = []
     sdist, wheel, needs = None, None, None
     attempts: tuple[Attempt, ...] = ()
     try:
-        sdist, commit = candidate_module.source(workspace, one)
-        attempts = candidate_module.try_topics(workspace, one.name, commit)
-        needs = candidate_module.needs(workspace, one.name, commit)
+        sdist, commit = fetch_sdist(workspace, one)
+        attempts = try_topics(workspace, one.name, commit)
+        needs = needs_of(workspace, one.name, commit)
     except OverlayError as error:
         problems.append(_reported(error))
     try:
-        wheel = candidate_module.official_wheel(workspace, one)
+        wheel = pin_wheel(workspace, one)
     except OverlayError as error:
         problems.append(_reported(error))
     return Found(one, origin.name, sdist, wheel, needs, attempts, tuple(problems))

@@ -179,13 +179,13 @@ class Fetcher:
         resumed = _is_begun(part)
         try:
             self._download(name, pinned, link, part)
-            _demand(name, pinned, part, link)
+            _require(name, pinned, part, link)
         except OverlayError as error:
             if not resumed or error.status is not Exit.INTEGRITY:
                 raise
             # What an earlier run left may be what is wrong. It is gone now.
             self._download(name, pinned, link, part)
-            _demand(name, pinned, part, link)
+            _require(name, pinned, part, link)
 
     def _download(self, name: str, pinned: PinnedFile, link: Link, part: Path) -> None:
         """Bring `part` to its full size, from where an earlier try left it.
@@ -249,7 +249,7 @@ def _is_begun(part: Path) -> bool:
     return part.exists() and part.stat().st_size > 0
 
 
-def _demand(name: str, pinned: PinnedFile, part: Path, link: Link) -> None:
+def _require(name: str, pinned: PinnedFile, part: Path, link: Link) -> None:
     """Raise, and discard the bytes, unless `part` is the file pinned."""
     found = sha256(part)
     if found != pinned.sha256:

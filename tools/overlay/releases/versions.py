@@ -263,7 +263,7 @@ class Versions(_Model):
         if not release.is_patched:
             raise OverlayError(
                 f"release {release.name} has no patches",
-                "it is a control: Llama 4's use_irope fault is not in it",
+                "it is pinned for comparison only: the use_irope fault is not in it",
                 f"Use upstream's own {release.name}, or name one of "
                 + ", ".join(r.name for r in self.patched),
                 Exit.USAGE,

@@ -284,7 +284,7 @@ def run(hook: Hook, tree: Path, paths: Sequence[str], offline: bool) -> list[Fin
     """
     before = {path: (tree / path).read_bytes() for path in paths}
     start = [find_uv(), *_uv(hook), *(("--offline",) if offline else ())]
-    _demand(hook, start, tree)
+    _require(hook, start, tree)
     words = [*start, *hook.command, *(paths if hook.pass_files else ())]
     try:
         done = subprocess.run(
@@ -313,7 +313,7 @@ def _uv(hook: Hook) -> list[str]:
     return ["run", "--quiet", "--no-project", "--no-config", *python, *needs]
 
 
-def _demand(hook: Hook, start: list[str], tree: Path) -> None:
+def _require(hook: Hook, start: list[str], tree: Path) -> None:
     """Install it, so that what fails later is its own doing."""
     probe = [hook.command[0], "--version"]
     done = subprocess.run(

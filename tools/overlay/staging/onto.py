@@ -24,7 +24,7 @@ _CLONE = "git clone https://github.com/vllm-project/vllm"
 
 
 @dataclass(frozen=True)
-class Onto:
+class Destination:
     """What --onto names."""
 
     place: str
@@ -38,20 +38,20 @@ class Onto:
         return not Path(self.place).exists() and bool(_URL.fullmatch(self.place))
 
 
-def parse(text: str) -> Onto:
+def parse(text: str) -> Destination:
     """The place and the ref that PATH_OR_URL[@REF] spells.
 
     >>> parse("git@example.org:vllm/vllm.git@releases/v0.9.0")
-    Onto(place='git@example.org:vllm/vllm.git', ref='releases/v0.9.0')
+    Destination(place='git@example.org:vllm/vllm.git', ref='releases/v0.9.0')
     >>> parse("ssh://git@example.org/vllm").ref is None
     True
     """
     place, at, ref = text.rpartition("@")
     if Path(text).exists() or not at or not place:
-        return Onto(text, None)
+        return Destination(text, None)
     if not Path(place).exists() and not _URL.fullmatch(place) and _URL.fullmatch(text):
-        return Onto(text, None)  # the @ stands before a host
-    return Onto(place, ref or None)
+        return Destination(text, None)  # the @ stands before a host
+    return Destination(place, ref or None)
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Repository:
         raise OverlayError(
             f"no {ref!r} in {self.name}",
             "it is no branch, tag or commit there",
-            f"Did you mean {' or '.join(near)}?"[:-1] if near else "Fetch it first",
+            f"Did you mean {' or '.join(near)}" if near else "Fetch it first",
             Exit.USAGE,
         )
 

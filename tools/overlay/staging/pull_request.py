@@ -61,7 +61,7 @@ def template(store: Store, commit: str) -> str:
     return files("overlay.staging").joinpath("templates/pull_request.md").read_text("utf-8")
 
 
-def demand_results(release: Release, records: Mapping[str, Record]) -> Mapping[str, Record]:
+def require_results(release: Release, records: Mapping[str, Record]) -> Mapping[str, Record]:
     """The records of `SUITES`, all of the series as it is now.
 
     Raises:

@@ -30,7 +30,7 @@ from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 from overlay.staging import linters, onto, pull_request
 from overlay.staging.linters import Lint
-from overlay.staging.onto import Onto, Repository
+from overlay.staging.onto import Destination, Repository
 from overlay.staging.pull_request import Change, Evidence
 from overlay.testing import results
 from overlay.testing.results import Record
@@ -48,7 +48,7 @@ class Request:
     """Empty: all."""
     with_needed: bool = False
     each: bool = False
-    onto: Onto | None = None
+    onto: Destination | None = None
     with_results: bool = True
     with_lint: bool = True
     replace: bool = False
@@ -135,12 +135,12 @@ def stage(workspace: Workspace, request: Request) -> list[Staged]:
             a remote that refuses.
     """
     release = request.release
-    applied = {a.path.topic: a for a in workspace.apply(release).demand().applied}
+    applied = {a.path.topic: a for a in workspace.apply(release).require().applied}
     selections = list(_select(workspace, request))
     records = _records(request)
     made = []
     with _target(workspace, request) as target:
-        _demand_upstream(workspace, target, release)
+        _require_upstream(workspace, target, release)
         for selection in selections:
             with onto.scratch(workspace.store.git.git_dir, target.objects) as scratch:
                 series = [applied[p.topic] for p in selection.topics]
@@ -154,7 +154,7 @@ def _records(request: Request) -> Mapping[str, Record]:
     if not request.with_results:
         return {}
     found = results.load(request.work, request.release.name)
-    return pull_request.demand_results(request.release, found)
+    return pull_request.require_results(request.release, found)
 
 
 def _select(workspace: Workspace, request: Request) -> Iterator[Selection]:
@@ -231,14 +231,14 @@ def _target(workspace: Workspace, request: Request) -> Iterator[Target]:
         yield Target(repository, repository.git.git_dir, base, name, is_release=False)
 
 
-def _open(named: Onto, folder: Path) -> Repository:
+def _open(named: Destination, folder: Path) -> Repository:
     if not named.is_url:
         return Repository.open(Path(named.place))
     log_for(named.place).info("fetching it")
     return onto.fetch(named.place, folder / onto.folder_name(named.place))
 
 
-def _demand_upstream(workspace: Workspace, target: Target, release: Release) -> None:
+def _require_upstream(workspace: Workspace, target: Target, release: Release) -> None:
     """The commit holds upstream's package, not something else."""
     package = workspace.versions.upstream.project
     with onto.scratch(workspace.store.git.git_dir, target.objects) as scratch:

@@ -104,7 +104,7 @@ def _check_out(
     workspace: Workspace, release: Release, folder: Path, surroundings: Iterable[str]
 ) -> Selected:
     """Write the release's source with its series, without the package, to `folder`."""
-    store, result = workspace.store, workspace.apply(release).demand()
+    store, result = workspace.store, workspace.apply(release).require()
     shutil.rmtree(folder, ignore_errors=True)
     for path, _, data in store.files(result.head):
         if not path.startswith(LEFT_OUT):

@@ -77,7 +77,7 @@ def require_locked_tree(workspace: Workspace, release: Release) -> Result:
     Raises:
         OverlayError: a patch does not apply, or the tree is another one.
     """
-    result = workspace.apply(release).demand()
+    result = workspace.apply(release).require()
     if result.tree != release.tree:
         raise OverlayError(
             f"{release.name}: the patched tree is not the one locked",

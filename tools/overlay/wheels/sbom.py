@@ -10,13 +10,12 @@ import json
 import uuid
 from collections.abc import Sequence
 
-from cyclonedx.model import HashAlgorithm, HashType, XsUri
+from cyclonedx.model import HashAlgorithm, HashType, XsUri, component
 from cyclonedx.model.bom import Bom
 from cyclonedx.model.component import (
     Component,
     ComponentType,
     Diff,
-    Patch,
     PatchClassification,
     Pedigree,
 )
@@ -25,7 +24,7 @@ from cyclonedx.output import make_outputter
 from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
-from overlay.patches import patch as patches_module
+from overlay.patches.patch import Patch
 from overlay.releases.versions import Release, Versions
 
 #: The file's name inside <dist-info>/sboms/.
@@ -37,7 +36,7 @@ _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "vllm-overlay.invalid")
 def build(
     versions: Versions,
     release: Release,
-    patches: Sequence[patches_module.Patch],
+    patches: Sequence[Patch],
     *,
     is_official_build: bool = True,
 ) -> bytes:
@@ -94,7 +93,7 @@ def _other_build(project: str, release: Release) -> Component:
     )
 
 
-def _patch_file(patch: patches_module.Patch) -> Component:
+def _patch_file(patch: Patch) -> Component:
     return Component(
         name=f"patches/{patch.path}",
         type=ComponentType.FILE,
@@ -106,9 +105,9 @@ def _patch_file(patch: patches_module.Patch) -> Component:
     )
 
 
-def _patch(patch: patches_module.Patch) -> Patch:
+def _patch(patch: Patch) -> component.Patch:
     bug = patch.mail.trailer("Bug")
-    return Patch(
+    return component.Patch(
         type=PatchClassification.UNOFFICIAL,
         diff=Diff(url=XsUri(f"patches/{patch.path}")),
         resolves=[

@@ -124,7 +124,7 @@ def write(workspace: Workspace, folder: Path, wheels: Sequence[Path]) -> Made:
     project = workspace.versions.upstream.project
     chosen = [path.absolute() for path in wheels] or _built(workspace)
     for path in chosen:
-        _demand_verified(workspace, path)
+        _require_verified(workspace, path)
     try:
         found = {entry.name: entry for entry in _earlier(folder, project)}
         (folder / project).mkdir(parents=True, exist_ok=True)
@@ -160,7 +160,7 @@ def _built(workspace: Workspace) -> list[Path]:
     return found
 
 
-def _demand_verified(workspace: Workspace, path: Path) -> None:
+def _require_verified(workspace: Workspace, path: Path) -> None:
     problems = [p for check in verify.verify(workspace, path) for p in check.problems]
     if problems:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""

@@ -28,6 +28,7 @@ from installer.sources import WheelFile
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
+from overlay.base.console import counted
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.changes import Changes
 from overlay.patches.patch import Patch
@@ -116,10 +117,10 @@ def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[
             else:
                 files = _against_locks(workspace, release, ours, patches, info)
             return [
-                _run("RECORD", _record(path), f"{len(ours.by_name)} files"),
+                _run("RECORD", _record(path), counted(len(ours.by_name), "file")),
                 _run("version", _version(ours, info, version), version),
                 *files,
-                _run("SBOM", _sbom(ours, info, bill), f"{len(patches)} patches"),
+                _run("SBOM", _sbom(ours, info, bill), counted(len(patches), "patch")),
             ]
         except zipfile.BadZipFile as error:
             raise OverlayError(
@@ -131,7 +132,7 @@ def _against_wheel(
     workspace: Workspace, release: Release, ours: _Opened, bill: bytes
 ) -> tuple[Check, Check]:
     """Every member, compared with the official wheel and the patched source tree."""
-    result = workspace.apply(release).demand()
+    result = workspace.apply(release).require()
     official = workspace.fetcher.fetch(release, "wheel", check=True)
     with official.open("rb") as stream:
         theirs = _open(official, stream)

@@ -1,6 +1,6 @@
 """Kill an install in place with SIGKILL before each of its writes in turn; run by test_inplace.
 
-    python -m unit.kill_everywhere ROOT SITE WORK install|revert
+    python -m unit.inplace.kill_everywhere ROOT SITE WORK install|revert
 
 SITE is copied, a child process works on the copy and is killed before its first, second, … change
 of the file system, and a second run is let through. Prints one JSON line a kill: what the folder

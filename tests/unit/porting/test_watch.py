@@ -30,7 +30,7 @@ from overlay.releases import versions
 from overlay.releases.index import IndexSettings
 from overlay.releases.sources import Cache, Fetcher
 
-from .server import Faults, serve
+from ..server import Faults, serve
 
 Run = Callable[..., Ran]
 
@@ -43,7 +43,7 @@ def _no_waiting() -> Iterator[None]:
 
 
 def names(upstream: Upstream, *, newer: bool = False) -> list[str]:
-    return [one.name for one in candidate.find(upstream.workspace(), newer=newer)]
+    return [one.name for one in candidate.find_candidates(upstream.workspace(), newer=newer)]
 
 
 def test_final_and_post_releases_in_range_that_are_not_listed(upstream: Upstream) -> None:
@@ -113,7 +113,7 @@ def test_what_becomes_of_a_topic(
 ) -> None:
     release(upstream, "1.2", changes)
     workspace = upstream.workspace()
-    _, commit = candidate.source(workspace, candidate.get(workspace, "1.2"))
+    _, commit = candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))
     (attempt,) = candidate.try_topics(workspace, "1.2", commit)
     assert attempt.status.value == status
     assert detail in attempt.detail
@@ -149,7 +149,7 @@ def test_an_older_text_of_a_topic_is_tried_and_a_newer_one_is_not(bare_upstream:
     bare_upstream.lock()
     release(bare_upstream, "1.2", {"vllm/data/config.json": "[1]\n"})
     workspace = bare_upstream.workspace()
-    _, commit = candidate.source(workspace, candidate.get(workspace, "1.2"))
+    _, commit = candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))
     (attempt,) = candidate.try_topics(workspace, "1.2", commit)
     assert (str(attempt.path), attempt.status) == ("topic/1.0.patch", ApplyStatus.OFFSET)
 
@@ -166,7 +166,7 @@ def test_later_topics_are_tried_on_what_applied(bare_upstream: Upstream) -> None
     bare_upstream.lock()
     release(bare_upstream, "1.2")
     workspace = bare_upstream.workspace()
-    _, commit = candidate.source(workspace, candidate.get(workspace, "1.2"))
+    _, commit = candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))
     attempts = candidate.try_topics(workspace, "1.2", commit)
     assert [a.status for a in attempts] == [ApplyStatus.CLEAN, ApplyStatus.CLEAN]
 
@@ -174,10 +174,13 @@ def test_later_topics_are_tried_on_what_applied(bare_upstream: Upstream) -> None
 def test_a_draft_is_what_the_files_say(upstream: Upstream) -> None:
     release(upstream, "1.2")
     workspace = upstream.workspace()
-    found = candidate.draft(workspace, candidate.get(workspace, "v1.2"))
+    found = candidate.draft_release(workspace, candidate.get_candidate(workspace, "v1.2"))
     assert (found.name, found.tag, found.series) == ("1.2", "v1.2", "series/1.2")
     assert (found.requires_python, found.torch, found.xformers) == (">=3.9", "2.7.1", "0.0.31")
-    assert workspace.base(found) == candidate.source(workspace, candidate.get(workspace, "1.2"))[1]
+    assert (
+        workspace.base(found)
+        == candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))[1]
+    )
     assert workspace.fetcher.fetch(found, "wheel", check=True).is_file()
 
 
@@ -195,7 +198,7 @@ def test_a_draft_needs_every_pin(upstream: Upstream, needs: str, wheel: bool, wh
     release(upstream, "1.2", needs=needs, wheel=wheel)
     workspace = upstream.workspace()
     with pytest.raises(OverlayError, match=why):
-        candidate.draft(workspace, candidate.get(workspace, "1.2"))
+        candidate.draft_release(workspace, candidate.get_candidate(workspace, "1.2"))
 
 
 def test_a_release_without_files_is_told_and_the_others_are_tried(
@@ -289,4 +292,4 @@ def test_the_range_covers_what_is_patched(upstream: Upstream) -> None:
 def test_nearest(upstream: Upstream) -> None:
     listed = upstream.workspace().versions
     for version, name in (("1.0.post1", "1.0"), ("1.1.1", "1.1"), ("9", "1.1"), ("0.8", "1.0")):
-        assert candidate.nearest(listed, Version(version)).name == name
+        assert candidate.nearest_release(listed, Version(version)).name == name

@@ -10,7 +10,7 @@ import pytest
 
 from overlay.testing import junit
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 #: The runner without what needs vLLM.
 SCRIPT = """
 import sys

@@ -22,7 +22,7 @@ from overlay.answers.probe import Device, visible
 from overlay.base.errors import OverlayError
 from overlay.wheels.build import build_wheel
 
-from .made_matrix import keep
+from ..made_matrix import keep
 
 T4 = "0, GPU-aaaa, Tesla T4, 7.5\n"
 A10 = "1, GPU-bbbb, NVIDIA A10, 8.6\n"
@@ -137,7 +137,7 @@ def test_stock_that_is_right(machine: Machine) -> None:
     machine.gpus(A10)
     ran = machine.doctor()
     assert ran.status == 0, ran.out
-    assert "Nothing to change." in ran.out
+    assert "No change needed." in ran.out
     assert "right, V1 FlashAttention" in words(ran.out)
 
 
@@ -159,7 +159,7 @@ def test_patched(patched: Machine) -> None:
     }  # fmt: skip
     said = words(patched.doctor().out)
     assert "1.0+llama4.1, patched, revision 1" in said
-    assert "Nothing to change." in said
+    assert "No change needed." in said
 
 
 def test_patched_with_settings_that_are_refused(

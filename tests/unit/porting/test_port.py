@@ -321,7 +321,7 @@ def test_a_patch_that_fits_beside_upstreams_own_fix(run: Run, upstream: Upstream
     release(upstream, "1.2")
     ran = run(*TO)
     assert ran.status == 5
-    assert "stopped at scale: upstream mended it in its own way; is it needed in 1.2?" in ran.err
+    assert "stopped at scale: upstream fixed it in its own way; is it needed in 1.2?" in ran.err
     assert f"Applied-Upstream: v1.2, {url}; as a patch it is offset +3" in ran.err
     ran = run("port", way)
     assert ran.status == 0, ran.err

@@ -18,7 +18,7 @@ from overlay.answers import evidence, explain, matrix
 from overlay.answers.explain import (
     CHUNK,
     Settings,
-    Side,
+    VariantAnswer,
     capability_of,
     changes,
     look_up,
@@ -31,12 +31,12 @@ from overlay.base.errors import OverlayError
 from overlay.cli.main import main
 from overlay.releases import versions
 
-from .made_gpu_run import gpu_case
-from .made_matrix import AXES, BACKENDS, keep, made
+from ..made_gpu_run import gpu_case
+from ..made_matrix import AXES, BACKENDS, keep, made
 
 Run = Callable[..., Ran]
 
-KEPT = sorted((Path(__file__).parents[2] / matrix.FOLDER).glob("*[dk].json"))  # patched, stock
+KEPT = sorted((Path(__file__).parents[3] / matrix.FOLDER).glob("*[dk].json"))  # patched, stock
 MADE = {"stock": made("1.0", "stock"), "patched": made("1.0", "patched")}
 #: What the matrix has no column for, and all that it has.
 ODD = ("6.1", "7.2", "8.7", "10.3", "11.0", "12.1")
@@ -64,7 +64,7 @@ def applied(cell: Cell, told: tuple[str, ...], chunk: int = CHUNK) -> Cell:
 
 def check(kept: Matrix, cell: Cell, chunk: int) -> None:
     """There is an answer, and what it suggests is really right."""
-    assert explain.told(Side(look_up(kept, cell), None), "T4")
+    assert explain.told(VariantAnswer(look_up(kept, cell), None), "T4")
     use = nearest(kept, cell, chunk)
     if use is None:
         # Not even what vLLM chooses by itself.
@@ -240,7 +240,7 @@ def test_command(kept_run: Run) -> None:
     assert "stock wrong, V0 XFormers: wrong attention in chunked layers (measured" in said
     assert "to change: --max-model-len 8192; then it is right, V0 XFormers" in said
     assert "overlay right, V0 XFormers (measured" in said
-    assert "nothing to change" in said
+    assert "no change needed" in said
     assert "vllm==1.0+llama4.1: vllm-overlay build 1.0" in said
     assert max(map(len, ran.out.splitlines())) <= 80
 
@@ -383,19 +383,21 @@ def test_other_faults_of_stock_are_told(upstream: Upstream, run: Run) -> None:
     with (upstream.patches / "series/1.0").open("a") as listing:
         listing.write("llama4-sampler/1.0.patch\n")
     ran = run("explain", "--gpu", "A10", "--release", "1.0")
-    assert "besides: prompt_logprobs kill the V1 engine" in words(ran.out)
-    assert "1.0 stock besides: prompt_logprobs" in words(run("explain", "--gpu", "A10").out)
+    assert "other fault: a request for prompt_logprobs stops the V1 engine" in words(ran.out)
+    assert "1.0 stock, other fault: a request for prompt_logprobs" in words(
+        run("explain", "--gpu", "A10").out
+    )
 
 
 def test_topics_of_other_faults_exist() -> None:
-    patches = Path(__file__).parents[2] / "patches"
-    assert {path.name for path in patches.iterdir()} >= set(explain.BESIDES)
+    patches = Path(__file__).parents[3] / "patches"
+    assert {path.name for path in patches.iterdir()} >= set(explain.OTHER_FAULTS)
 
 
 def test_readme_shows_what_it_prints(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     if not KEPT:
         pytest.skip("matrix/ has nothing yet")
     text = (root / "README.md").read_text("utf-8")

@@ -9,7 +9,7 @@ from typing import cast
 import pytest
 
 from made_upstream import Ran
-from overlay.testing import upstream as module
+from overlay.testing import upstream
 from overlay.testing.junit import Case
 from overlay.testing.pytest_run import Runs
 from overlay.testing.results import Verdict
@@ -23,7 +23,7 @@ def case(name: str, outcome: str = "passed", message: str = "") -> Case:
 
 
 #: Enough others that pass.
-OTHERS = [case(f"tests.test_many::test_{number}") for number in range(module.FLOOR)]
+OTHERS = [case(f"tests.test_many::test_{number}") for number in range(upstream.FLOOR)]
 
 
 def selected(*brought: str, missing: tuple[str, ...] = ()) -> Selected:
@@ -120,12 +120,12 @@ def test_a_lost_test_gets_a_second_run(tmp_path: Path, monkeypatch: pytest.Monke
         ran.append(files)
         return [case("tests.test_a::slow"), case("tests.test_a::bad", "failed"), case("t::new")]
 
-    monkeypatch.setattr(module, "_pytest", fake)
+    monkeypatch.setattr(upstream, "_pytest", fake)
     runs = SimpleNamespace(release=SimpleNamespace(name="1.0"))
     first = [case("tests.test_a::bad", "failed"), case("tests.test_b::c", "failed")]
     stock = [case("tests.test_a::slow"), case("tests.test_a::bad")]
-    lost = module._lost(stock, first)
-    found = module._again(cast("Runs", runs), tests, first, lost)
+    lost = upstream._lost(stock, first)
+    found = upstream._again(cast("Runs", runs), tests, first, lost)
     assert ran == [["tests/test_a.py"]]
     assert [(one.name, one.outcome) for one in found] == [
         ("tests.test_a::bad", "failed"),

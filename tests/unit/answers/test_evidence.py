@@ -16,8 +16,8 @@ from overlay.releases import versions
 from overlay.testing import junit
 from overlay.testing.regress import markdown
 
-from .made_gpu_run import ABOUT, gpu_case, xml
-from .test_cli import Run
+from ..cli.test_cli import Run
+from ..made_gpu_run import ABOUT, gpu_case, xml
 
 DAY = date(2026, 11, 28)
 CELL = Cell("unset", "unset", "past", False, "float16", "auto", "7.5")

@@ -19,7 +19,7 @@ from made_upstream import WHEEL, Ran, Upstream, accept_use_irope, git
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
 from overlay.inplace import inplace, site_files
-from overlay.inplace.inplace import Done
+from overlay.inplace.inplace import InPlaceResult
 from overlay.releases.uv import find_uv
 from overlay.wheels import record
 from overlay.wheels.build import build_wheel
@@ -65,11 +65,11 @@ class Place:
     def python(self) -> Python:
         return Python("python", (str(self.site),))
 
-    def install(self, *, other_build: bool = False, full: bool = False) -> Done:
+    def install(self, *, other_build: bool = False, full: bool = False) -> InPlaceResult:
         workspace = self.upstream.workspace(offline=True)
         return inplace.install(workspace, self.python, other_build=other_build, full=full)
 
-    def revert(self) -> Done:
+    def revert(self) -> InPlaceResult:
         return inplace.revert(self.upstream.workspace(offline=True), self.python)
 
     @property
@@ -454,9 +454,9 @@ def test_killed_anywhere_the_next_run_ends_it(place: Place, tmp_path: Path, what
         place.revert()
     (tmp_path / "work").mkdir()
     ran = subprocess.run(
-        [sys.executable, "-m", "unit.kill_everywhere", str(place.upstream.root), str(place.site),
-         str(tmp_path / "work"), what],
-        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+        [sys.executable, "-m", "unit.inplace.kill_everywhere", str(place.upstream.root),
+         str(place.site), str(tmp_path / "work"), what],
+        cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     kills = [json.loads(line) for line in ran.stdout.splitlines()]
@@ -565,7 +565,7 @@ def test_the_command_and_what_others_say_then(
     dry = run("install", "--python", venv, "--dry-run")
     assert (dry.status, dry.err) == (0, "")
     assert "M vllm/attention.py" in dry.out
-    assert "would be patched to 1.0+llama4.1: 1 files changed, 0 added, 0 removed" in dry.out
+    assert "would be patched to 1.0+llama4.1: 1 file changed, 0 added, 0 removed" in dry.out
     assert "Version: 1.0\n" in ask(*pip, "show", "vllm")
     found = json.loads(run("install", "--python", venv, "--json").out)
     assert found["action"] == "patched"

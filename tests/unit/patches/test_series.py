@@ -50,7 +50,7 @@ def test_a_topic_stands_once() -> None:
 
 def test_missing_series(tmp_path: Path) -> None:
     with pytest.raises(OverlayError, match="cannot read the series"):
-        series.read(tmp_path, "series/0.8.3")
+        series.read_series(tmp_path, "series/0.8.3")
 
 
 @given(st.text(max_size=60))

@@ -15,7 +15,7 @@ from overlay.base.errors import Exit, OverlayError
 from overlay.releases.index import IndexSettings, from_pip_config
 from overlay.releases.sources import Cache, Fetcher
 
-from .server import Faults, serve
+from ..server import Faults, serve
 
 
 @pytest.fixture(autouse=True)

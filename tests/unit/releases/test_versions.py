@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from overlay.base.errors import Exit, OverlayError
 from overlay.releases import versions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "VERSIONS.toml").read_text()
 AFFECTED = """
 0.8.3 0.8.4 0.8.5 0.8.5.post1 0.9.0 0.9.0.1 0.9.1 0.9.2 0.10.0 0.10.1 0.10.1.1 0.10.2

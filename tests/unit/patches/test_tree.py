@@ -88,7 +88,7 @@ def test_conflict_names_hunk_expected_and_found(bare_upstream: Upstream) -> None
     result = workspace.apply(workspace.versions.get("1.0"))
     assert result.applied[0].status is ApplyStatus.CONFLICT
     with pytest.raises(OverlayError) as caught:
-        result.demand()
+        result.require()
     text = str(caught.value)
     assert caught.value.status is Exit.PATCH
     assert "vllm/attention.py hunk 1" in text
@@ -108,7 +108,7 @@ def test_a_change_that_upstream_has_is_reported_and_not_dropped(bare_upstream: U
     result = workspace.apply(workspace.versions.get("1.0"))
     assert [a.status for a in result.applied] == [ApplyStatus.CLEAN, ApplyStatus.UPSTREAMED]
     with pytest.raises(OverlayError, match=r"topic-b/1\.0\.patch is upstream already"):
-        result.demand()
+        result.require()
 
 
 def test_patches_after_a_failure_are_not_tried(bare_upstream: Upstream) -> None:
@@ -141,7 +141,7 @@ def test_patches_that_do_what_they_must_not(
     result = workspace.apply(workspace.versions.get("1.0"))
     assert result.applied[0].status in (ApplyStatus.BROKEN, ApplyStatus.CONFLICT)
     with pytest.raises(OverlayError, match=why):
-        result.demand()
+        result.require()
 
 
 def test_sdist_with_a_member_outside_its_root_is_refused(

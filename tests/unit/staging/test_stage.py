@@ -11,7 +11,7 @@ import pytest
 
 from made_upstream import Ran, Upstream, accept_use_irope, git, source_tree
 from overlay.base.errors import Exit
-from overlay.staging.onto import Onto, folder_name, parse
+from overlay.staging.onto import Destination, folder_name, parse
 from overlay.testing import results
 
 Run = Callable[..., Ran]
@@ -533,10 +533,10 @@ def test_upstream_s_linters_keep_a_branch_from_being_made(
     ],
 )
 def test_places_and_refs(text: str, place: str, ref: str | None) -> None:
-    assert parse(text) == Onto(place, ref)
+    assert parse(text) == Destination(place, ref)
 
 
 def test_a_path_with_an_at_sign_that_exists(tmp_path: Path) -> None:
     (tmp_path / "a@b").mkdir()
-    assert parse(f"{tmp_path}/a@b") == Onto(f"{tmp_path}/a@b", None)
-    assert parse(f"{tmp_path}/a@b@main") == Onto(f"{tmp_path}/a@b", "main")
+    assert parse(f"{tmp_path}/a@b") == Destination(f"{tmp_path}/a@b", None)
+    assert parse(f"{tmp_path}/a@b@main") == Destination(f"{tmp_path}/a@b", "main")
