@@ -23,7 +23,7 @@ from made_upstream import (
 from overlay.base.console import Progress
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
-from overlay.patches.tree import ApplyStatus
+from overlay.patches.attempt import AttemptStatus
 from overlay.patches.workspace import Workspace
 from overlay.porting import candidate, watch
 from overlay.releases import versions
@@ -84,7 +84,7 @@ def test_a_new_release(run: Run, upstream: Upstream) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "status", "detail"),
+    ("changes", "status", "told"),
     [
         ({"vllm/attention.py": "\n" + IMPL}, "offset", ""),
         ({"vllm/attention.py": accepted(), **TEST}, "already upstream", "its reverse applies"),
@@ -109,14 +109,14 @@ def test_a_new_release(run: Run, upstream: Upstream) -> None:
     ],
 )  # fmt: skip
 def test_what_becomes_of_a_topic(
-    upstream: Upstream, changes: Mapping[str, str], status: str, detail: str
+    upstream: Upstream, changes: Mapping[str, str], status: str, told: str
 ) -> None:
     release(upstream, "1.2", changes)
     workspace = upstream.workspace()
     _, commit = candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))
     (attempt,) = candidate.try_topics(workspace, "1.2", commit)
-    assert attempt.status.value == status
-    assert detail in attempt.detail
+    assert candidate.shown_status(attempt).value == status
+    assert told in candidate.detail(attempt)
 
 
 def test_a_conflict_does_not_stop_the_topics_after_it(upstream: Upstream, run: Run) -> None:
@@ -151,7 +151,7 @@ def test_an_older_text_of_a_topic_is_tried_and_a_newer_one_is_not(bare_upstream:
     workspace = bare_upstream.workspace()
     _, commit = candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))
     (attempt,) = candidate.try_topics(workspace, "1.2", commit)
-    assert (str(attempt.path), attempt.status) == ("topic/1.0.patch", ApplyStatus.OFFSET)
+    assert (str(attempt.path), attempt.status) == ("topic/1.0.patch", AttemptStatus.OFFSET)
 
 
 def test_later_topics_are_tried_on_what_applied(bare_upstream: Upstream) -> None:
@@ -168,7 +168,7 @@ def test_later_topics_are_tried_on_what_applied(bare_upstream: Upstream) -> None
     workspace = bare_upstream.workspace()
     _, commit = candidate.fetch_sdist(workspace, candidate.get_candidate(workspace, "1.2"))
     attempts = candidate.try_topics(workspace, "1.2", commit)
-    assert [a.status for a in attempts] == [ApplyStatus.CLEAN, ApplyStatus.CLEAN]
+    assert [a.status for a in attempts] == [AttemptStatus.CLEAN, AttemptStatus.CLEAN]
 
 
 def test_a_draft_is_what_the_files_say(upstream: Upstream) -> None:

@@ -12,7 +12,7 @@ from overlay.base.console import err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.patches import conflict
-from overlay.patches.fit import Conflict
+from overlay.patches.conflict import Conflict
 from overlay.patches.workspace import Workspace
 from overlay.staging import onto, stage
 from overlay.staging.stage import Request, Staged

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from overlay.patches.fit import Conflict
-from overlay.patches.hunks import HunkMatch, MatchKind
+from overlay.patches.hunks import Hunk, HunkMatch, MatchKind
+from overlay.patches.patch import Patch
 from overlay.patches.series import PatchPath
+from overlay.patches.threeway import Clash
 from overlay.patches.tree import Applied
 
 #: Lines around a difference.
@@ -65,3 +67,40 @@ def sides(conflict: Conflict, theirs: str) -> Iterator[str]:
         yield from (f"    {line}".rstrip() for line in shown[: 2 * _SHOWN])
         if len(shown) > 2 * _SHOWN:
             yield f"    … and {len(shown) - 2 * _SHOWN} more lines"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """One place where the patch and upstream changed the same lines."""
+
+    path: str
+    hunk: str
+    """Which of the patch's hunks, with its @@ line."""
+    line: int
+    """1-based, in upstream's file; 0 where there is no such place."""
+    upstream: tuple[str, ...]
+    """Upstream's lines."""
+    patch: tuple[str, ...]
+    """What the patch would have there."""
+    base: tuple[str, ...] = ()
+    """What the release of the patch has there."""
+
+    def __str__(self) -> str:
+        """The place, in a line."""
+        return f"{self.path} {self.hunk}" + (f", line {self.line} there" if self.line else "")
+
+
+def locate(patch: Patch, clash: Clash) -> Conflict:
+    """A clash, with the hunk of the patch that it is in."""
+    if clash.why:
+        return Conflict(clash.path, clash.why, 0, (), ())
+    (file,) = (file for file in patch.files if file.path == clash.path)
+    number, hunk = max(enumerate(file.hunks, 1), key=lambda pair: _shared(pair[1], clash))
+    where = f"hunk {number} ({hunk.header})"
+    return Conflict(clash.path, where, clash.line, clash.ours, clash.theirs, clash.base)
+
+
+def _shared(hunk: Hunk, clash: Clash) -> int:
+    """How many lines of a clash are a hunk's."""
+    old, new = ({line.rstrip("\n") for line in side} for side in (hunk.old, hunk.new))
+    return len(old & set(clash.base)) + len(new & set(clash.theirs))

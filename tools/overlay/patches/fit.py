@@ -1,59 +1,22 @@
-"""Patches of a series, tried on another commit than the release's: upstream's main, say.
-
-As they are first, with zero fuzz, by the one applier; then by a three-way merge of each file,
-with the release's file as the common ancestor. A merge that changes nothing means that upstream
-has the change.
-"""
+"""Patches of a series, carried over to another commit than the release's: upstream's main, say."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches import threeway
-from overlay.patches.hunks import Hunk
+from overlay.patches.attempt import AttemptStatus, try_patch
+from overlay.patches.conflict import Conflict, locate
 from overlay.patches.patch import Mail, Patch
 from overlay.patches.series import PatchPath
-from overlay.patches.threeway import Clash
-from overlay.patches.tree import Applied, ApplyStatus, Store, apply_patch
+from overlay.patches.threeway import tree_with
+from overlay.patches.tree import Applied, Store
 from overlay.releases.versions import Release
 
 #: Trailers that are the overlay's own and say nothing to upstream.
 _OURS = ("Origin", "Bug", "Forwarded", "Applied-Upstream", "Last-Update")
-
-
-class FitStatus(Enum):
-    """What became of one topic on the commit."""
-
-    CLEAN = "clean"
-    OFFSET = "offset"
-    MERGED = "merged"
-    UPSTREAM = "already upstream"
-    CONFLICT = "conflict"
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """One place where the patch and upstream changed the same lines."""
-
-    path: str
-    hunk: str
-    """Which of the patch's hunks, with its @@ line."""
-    line: int
-    """1-based, in upstream's file; 0 where there is no such place."""
-    upstream: tuple[str, ...]
-    """Upstream's lines."""
-    patch: tuple[str, ...]
-    """What the patch would have there."""
-    base: tuple[str, ...] = ()
-    """What the release of the patch has there."""
-
-    def __str__(self) -> str:
-        """The place, in a line."""
-        return f"{self.path} {self.hunk}" + (f", line {self.line} there" if self.line else "")
 
 
 @dataclass(frozen=True)
@@ -62,7 +25,7 @@ class Fit:
 
     path: PatchPath
     patch: Patch
-    status: FitStatus
+    status: AttemptStatus
     commit: str
     """The commit made of it; empty if none was."""
     offsets: tuple[int, ...] = ()
@@ -78,7 +41,7 @@ class Fit:
     @property
     def detail(self) -> str:
         """The status, with what there is to say of it."""
-        if self.status is FitStatus.OFFSET:
+        if self.status is AttemptStatus.OFFSET:
             return "offset " + ", ".join(f"{offset:+d}" for offset in self.offsets)
         if self.known:
             return f"merged, in part upstream already ({', '.join(self.known)})"
@@ -133,61 +96,17 @@ def _fit_one(
     scratch: Store, release: Release, patches: Path, origin: Applied, head: str, message: str
 ) -> Fit:
     assert origin.patch is not None
-    plain = apply_patch(scratch, release.name, head, patches, origin.path)
-    if plain.status.is_good:
-        status = FitStatus.OFFSET if plain.offsets else FitStatus.CLEAN
-        commit = scratch.commit(scratch.tree_of(plain.commit), head, origin.patch.mail, message)
-        return Fit(origin.path, origin.patch, status, commit, plain.offsets)
-    if plain.status is ApplyStatus.UPSTREAMED:
-        return Fit(origin.path, origin.patch, FitStatus.UPSTREAM, "")
-    return _merge(scratch, origin, head, message)
-
-
-def _merge(scratch: Store, origin: Applied, head: str, message: str) -> Fit:
-    assert origin.patch is not None
     path, patch = origin.path, origin.patch
-    merged = threeway.merge(scratch, head, f"{origin.commit}^", origin.commit)
-    if merged.clashes:
-        conflicts = tuple(locate(patch, clash) for clash in merged.clashes)
-        return Fit(path, patch, FitStatus.CONFLICT, "", conflicts=conflicts)
-    if merged.is_empty:
-        return Fit(path, patch, FitStatus.UPSTREAM, "")
-    tree = tree_with(scratch, head, origin.commit, merged.changed)
-    commit = scratch.commit(tree, head, patch.mail, message)
-    return Fit(path, patch, FitStatus.MERGED, commit, known=merged.known)
-
-
-def locate(patch: Patch, clash: Clash) -> Conflict:
-    """A clash, with the hunk of the patch that it is in."""
-    if clash.why:
-        return Conflict(clash.path, clash.why, 0, (), ())
-    (file,) = (file for file in patch.files if file.path == clash.path)
-    number, hunk = max(enumerate(file.hunks, 1), key=lambda pair: _shared(pair[1], clash))
-    where = f"hunk {number} ({hunk.header})"
-    return Conflict(clash.path, where, clash.line, clash.ours, clash.theirs, clash.base)
-
-
-def _shared(hunk: Hunk, clash: Clash) -> int:
-    """How many lines of a clash are a hunk's."""
-    old, new = ({line.rstrip("\n") for line in side} for side in (hunk.old, hunk.new))
-    return len(old & set(clash.base)) + len(new & set(clash.theirs))
-
-
-def tree_with(scratch: Store, head: str, origin: str, files: Mapping[str, bytes | None]) -> str:
-    """The tree of `head` with `files` put in. Returns its id."""
-    with scratch.index(head) as env:
-        for path, data in files.items():
-            if data is None:
-                scratch.git.run("update-index", "--force-remove", "--", path, env=env)
-                continue
-            blob = scratch.git.run("hash-object", "-w", "--stdin", stdin=data).decode().strip()
-            mode = _mode(scratch, head, path) or _mode(scratch, origin, path)
-            scratch.git.run(
-                "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", env=env
-            )
-        return scratch.git.text("write-tree", env=env)
-
-
-def _mode(scratch: Store, commit: str, path: str) -> str | None:
-    listed = scratch.git.text("ls-tree", commit, "--", path)
-    return listed.split(" ")[0] if listed else None
+    tried = try_patch(scratch, release.name, patches, head, origin, [path])
+    status, merge = tried.status, tried.merge
+    if status is AttemptStatus.CONFLICT and merge:
+        conflicts = tuple(locate(patch, clash) for clash in merge.clashes)
+        return Fit(path, patch, status, "", conflicts=conflicts)
+    if status is AttemptStatus.MERGED and merge:
+        tree = tree_with(scratch, head, origin.commit, merge.changed)
+        commit = scratch.commit(tree, head, patch.mail, message)
+        return Fit(path, patch, status, commit, known=merge.known)
+    if not status.applies:
+        return Fit(path, patch, status, "")
+    commit = scratch.commit(scratch.tree_of(tried.applied.commit), head, patch.mail, message)
+    return Fit(path, patch, status, commit, tried.applied.offsets)

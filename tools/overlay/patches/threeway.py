@@ -115,3 +115,23 @@ def _clashes(path: str, text: str) -> Iterator[Clash]:
             sides[side].append(one)
         else:
             line += 1
+
+
+def tree_with(scratch: Store, head: str, origin: str, files: Mapping[str, bytes | None]) -> str:
+    """The tree of `head` with `files` put in. Returns its id."""
+    with scratch.index(head) as env:
+        for path, data in files.items():
+            if data is None:
+                scratch.git.run("update-index", "--force-remove", "--", path, env=env)
+                continue
+            blob = scratch.git.run("hash-object", "-w", "--stdin", stdin=data).decode().strip()
+            mode = _mode(scratch, head, path) or _mode(scratch, origin, path)
+            scratch.git.run(
+                "update-index", "--add", "--cacheinfo", f"{mode},{blob},{path}", env=env
+            )
+        return scratch.git.text("write-tree", env=env)
+
+
+def _mode(scratch: Store, commit: str, path: str) -> str | None:
+    listed = scratch.git.text("ls-tree", commit, "--", path)
+    return listed.split(" ")[0] if listed else None

@@ -24,9 +24,11 @@ from pydantic import ValidationError
 from unearth import Link
 
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches import threeway, tree
+from overlay.patches import tree
+from overlay.patches.attempt import Attempt, AttemptStatus, try_patch
 from overlay.patches.series import PatchPath, parse_path, patch_files
-from overlay.patches.tree import UNKNOWN_TREE, Applied, ApplyStatus
+from overlay.patches.threeway import Merge
+from overlay.patches.tree import UNKNOWN_TREE, Applied
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import FILE_NAME, PinnedFile, Release, Versions
 
@@ -60,33 +62,22 @@ class Needs:
     """The version it pins; None if it pins none."""
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """One topic, tried on a candidate."""
-
-    path: PatchPath
-    """The patch that applied, or is upstream; else the first one tried."""
-    applied: Applied
-    """Its status may be UPSTREAMED on the word of the merge alone."""
-    merge: threeway.Merge | None = None
-    """The three-way merge, where the patch as it is does not apply."""
-
-    @property
-    def status(self) -> ApplyStatus:
-        """Clean, offset, already upstream or conflict."""
-        return self.applied.status
-
-    @property
-    def detail(self) -> str:
-        """What to know beside the status: where it conflicts, how it is known to be upstream."""
-        if self.status is ApplyStatus.UPSTREAMED:
-            return "a merge changes nothing" if self.merge else "its reverse applies"
-        if self.status is not ApplyStatus.CONFLICT:
-            return ""
-        return "; ".join(_conflict(self.applied, self.merge))
+def shown_status(attempt: Attempt) -> AttemptStatus:
+    """What a topic's patch does as it is: one that needs a merge conflicts."""
+    status = attempt.status
+    return AttemptStatus.CONFLICT if status is AttemptStatus.MERGED else status
 
 
-def _conflict(applied: Applied, merge: threeway.Merge | None) -> Iterator[str]:
+def detail(attempt: Attempt) -> str:
+    """What to know beside the status: where it conflicts, how it is known to be upstream."""
+    if attempt.status is AttemptStatus.UPSTREAM:
+        return "a merge changes nothing" if attempt.merge else "its reverse applies"
+    if attempt.status.applies:
+        return ""
+    return "; ".join(_conflict(attempt.applied, attempt.merge))
+
+
+def _conflict(applied: Applied, merge: Merge | None) -> Iterator[str]:
     failures = applied.failures
     if failures:
         more = f" (and {len(failures) - 1} more hunks)" if len(failures) > 1 else ""
@@ -320,29 +311,12 @@ def try_topics(workspace: Workspace, name: str, commit: str) -> tuple[Attempt, .
     origin = nearest_release(workspace.versions, Version(name))
     result = workspace.apply(origin).require()
     attempts = []
-    head, before = commit, result.base
+    head, patches = commit, workspace.project.patches
     for own in result.applied:
-        attempt = _try_topic(workspace, name, head, before, own)
-        attempts.append(attempt)
-        head, before = attempt.applied.commit or head, own.commit
+        texts = texts_for(workspace, own.path, Version(name))
+        attempts.append(try_patch(workspace.store, name, patches, head, own, texts))
+        head = attempts[-1].applied.commit or head
     return tuple(attempts)
-
-
-def _try_topic(workspace: Workspace, name: str, head: str, before: str, own: Applied) -> Attempt:
-    """Try a topic on `head`; `own` is its patch on the nearest release, at the commit `before`."""
-    first = None
-    for path in texts_for(workspace, own.path, Version(name)):
-        applied = tree.apply_patch(workspace.store, name, head, workspace.project.patches, path)
-        if applied.status.is_good or applied.status is ApplyStatus.UPSTREAMED:
-            return Attempt(path, applied)
-        if applied.status is not ApplyStatus.CONFLICT and applied.error:
-            raise applied.error
-        first = first or applied
-    assert first is not None
-    merge = threeway.merge(workspace.store, head, before, own.commit)
-    if merge.is_empty:
-        return Attempt(own.path, Applied(own.path, ApplyStatus.UPSTREAMED, first.patch), merge)
-    return Attempt(own.path, first, merge)
 
 
 def texts_for(workspace: Workspace, own: PatchPath, version: Version) -> Iterator[PatchPath]:

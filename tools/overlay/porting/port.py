@@ -21,12 +21,14 @@ from packaging.version import InvalidVersion, Version
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
-from overlay.patches import entry, fit, threeway, tree
+from overlay.patches import entry, tree
+from overlay.patches.attempt import AttemptStatus, try_patch
 from overlay.patches.changes import shipped
-from overlay.patches.fit import Conflict
+from overlay.patches.conflict import Conflict, locate
 from overlay.patches.patch import Patch, content_of, export_patch, parse_mail, with_date
 from overlay.patches.series import PatchPath
-from overlay.patches.tree import UNKNOWN_TREE, Applied, ApplyStatus, Result
+from overlay.patches.threeway import tree_with
+from overlay.patches.tree import UNKNOWN_TREE, Applied, Result
 from overlay.patches.validate import validate
 from overlay.patches.workspace import Workspace
 from overlay.porting import port_state, upstreamed
@@ -182,31 +184,28 @@ def replay(
     origin = workspace.versions.get_patched(state.origin)
     own = workspace.apply(origin).require()
     base = head = workspace.base(state.release)
-    before, steps = own.base, list[Step]()
+    steps = list[Step]()
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         scratch = Path(folder)
         for one in own.applied:
-            step = _port_one(workspace, state, scratch, head, before, one)
+            step = _port_one(workspace, state, scratch, head, one)
             steps.append(step)
             done(step.topic)
             if step.how.stops:
                 break
             head = step.applied.commit if step.applied else head
-            before = one.commit
     left = tuple(one.path.topic for one in own.applied[len(steps) :])
     return Port(state, base, tuple(steps), left, head)
 
 
-def _port_one(
-    workspace: Workspace, state: State, scratch: Path, head: str, before: str, own: Applied
-) -> Step:
-    """Port a topic to `head`; `own` is its patch on the other release, at the commit `before`."""
+def _port_one(workspace: Workspace, state: State, scratch: Path, head: str, own: Applied) -> Step:
+    """Port a topic to `head`; `own` is its patch on the other release."""
     decision = state.decisions.get(own.path.topic, Decision())
     if decision.text is not None:
-        return _put(workspace, state, scratch, head, own, How.SOLVED, decision.text.encode())
+        return _put(workspace, state, scratch, head, own, decision.text.encode())
     if decision.reason is not None:
         return Step(own, How.SKIPPED, reason=decision.reason)
-    step = _try(workspace, state, scratch, head, before, own)
+    step = _try(workspace, state, scratch, head, own)
     if decision.keep or step.how.stops or not (mended := step.mended(state)):
         return step
     # It may fit all the same, beside upstream's own fix: a person has to look.
@@ -214,47 +213,36 @@ def _port_one(
     return replace(step, how=How.MENDED, path=None, text=None, reason=reason)
 
 
-def _try(
-    workspace: Workspace, state: State, scratch: Path, head: str, before: str, own: Applied
-) -> Step:
-    first = None
-    for path in texts_for(workspace, own.path, state.release.version):
-        tried = tree.apply_patch(workspace.store, state.name, head, workspace.project.patches, path)
+def _try(workspace: Workspace, state: State, scratch: Path, head: str, own: Applied) -> Step:
+    """Port a topic on which nothing was decided."""
+    version, store = state.release.version, workspace.store
+    tried = try_patch(
+        store,
+        state.name,
+        workspace.project.patches,
+        head,
+        own,
+        texts_for(workspace, own.path, version),
         # A file that is named after a newer release is none that an older one may list.
-        if tried.status.is_good and Version(path.first_tag) <= state.release.version:
-            return Step(own, How.SHARED, path, tried)
-        if tried.status is ApplyStatus.UPSTREAMED:
-            return Step(own, How.UPSTREAM, None, tried, reason=f"the reverse of {path} applies")
-        if tried.status is not ApplyStatus.CONFLICT and tried.error:
-            raise tried.error
-        first = first or tried
-    assert first is not None
-    return _merge(workspace, state, scratch, head, before, own, first)
-
-
-def _merge(
-    workspace: Workspace,
-    state: State,
-    scratch: Path,
-    head: str,
-    before: str,
-    own: Applied,
-    tried: Applied,
-) -> Step:
-    store, patch = workspace.store, own.patch
+        lambda path: Version(path.first_tag) <= version,
+    )
+    status, merge = tried.status, tried.merge
+    if status is AttemptStatus.UPSTREAM:
+        reason = "a merge changes nothing" if merge else f"the reverse of {tried.path} applies"
+        return Step(own, How.UPSTREAM, None, tried.applied, reason=reason)
+    if merge is None:
+        return Step(own, How.SHARED, tried.path, tried.applied)
+    patch = own.patch
     assert patch is not None
-    merge = threeway.merge(store, head, before, own.commit)
-    if merge.is_empty:
-        return Step(own, How.UPSTREAM, None, tried, reason="a merge changes nothing")
-    parts = upstreamed.parts(store, own, before, head, merge)
-    if merge.clashes:
-        conflicts = tuple(fit.locate(patch, clash) for clash in merge.clashes)
-        return Step(own, How.CONFLICT, None, tried, parts=parts, conflicts=conflicts)
+    parts = upstreamed.parts(store, own, f"{own.commit}^", head, merge)
+    if status is AttemptStatus.CONFLICT:
+        conflicts = tuple(locate(patch, clash) for clash in merge.clashes)
+        return Step(own, How.CONFLICT, None, tried.applied, parts=parts, conflicts=conflicts)
     _require_free(workspace, state, own.path.topic)
-    whole = fit.tree_with(store, head, own.commit, merge.changed)
+    whole = tree_with(store, head, own.commit, merge.changed)
     commit = store.commit(whole, head, patch.mail, patch.mail.message)
     text = dated(workspace, own, export_patch(store.git, commit), state.date)
-    return _put(workspace, state, scratch, head, own, How.MERGED, text, parts)
+    return replace(_put(workspace, state, scratch, head, own, text), how=How.MERGED, parts=parts)
 
 
 def dated(workspace: Workspace, own: Applied, text: bytes, date: str) -> bytes:
@@ -278,16 +266,9 @@ def _require_free(workspace: Workspace, state: State, topic: str) -> None:
 
 
 def _put(
-    workspace: Workspace,
-    state: State,
-    scratch: Path,
-    head: str,
-    own: Applied,
-    how: How,
-    text: bytes,
-    parts: tuple[Part, ...] = (),
+    workspace: Workspace, state: State, scratch: Path, head: str, own: Applied, text: bytes
 ) -> Step:
-    """A step with a new file, applied by the one applier as any other patch."""
+    """A solved step: `text` is a new file, applied by the one applier as any other patch."""
     path = PatchPath(own.path.topic, state.name)
     file = path.under(scratch)
     file.parent.mkdir()
@@ -303,7 +284,7 @@ def _put(
         )
     # As the applier's commit is exported: the text of the file's own release.
     text = export_patch(workspace.store.git, applied.commit)
-    return Step(own, how, path, applied, text, parts)
+    return Step(own, How.SOLVED, path, applied, text)
 
 
 def solved(workspace: Workspace, port: Port, text: bytes) -> str:

@@ -12,18 +12,19 @@ from dataclasses import asdict, dataclass
 
 from overlay.base.console import log_for
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches.tree import ApplyStatus
+from overlay.patches.attempt import Attempt, AttemptStatus
 from overlay.patches.workspace import Workspace
 from overlay.porting.candidate import (
-    Attempt,
     Candidate,
     Needs,
+    detail,
     fetch_sdist,
     find_candidates,
     get_candidate,
     nearest_release,
     needs_of,
     pin_wheel,
+    shown_status,
     try_topics,
 )
 from overlay.releases.versions import PinnedFile, Versions
@@ -54,9 +55,9 @@ class Found:
     @property
     def summary(self) -> str:
         """How many topics did what, e.g. `12 clean, 2 offset, 1 conflict`."""
-        counts = dict.fromkeys(ApplyStatus, 0)
+        counts = dict.fromkeys(AttemptStatus, 0)
         for attempt in self.attempts:
-            counts[attempt.status] += 1
+            counts[shown_status(attempt)] += 1
         told = [f"{count} {status.value}" for status, count in counts.items() if count]
         return ", ".join(told) or "not tried"
 
@@ -130,9 +131,9 @@ def _as_json(one: Found) -> dict[str, object]:
         "topics": {
             attempt.path.topic: {
                 "patch": str(attempt.path),
-                "status": attempt.status.value,
+                "status": shown_status(attempt).value,
                 "offsets": attempt.applied.offsets,
-                "detail": attempt.detail,
+                "detail": detail(attempt),
             }
             for attempt in one.attempts
         },
@@ -186,7 +187,7 @@ def _section(one: Found) -> Iterator[str]:
     rows = [("topic", "patch", "result"), ("---", "---", "---")]
     rows += [(a.path.topic, f"`{a.path}`", a.applied.summary) for a in one.attempts]
     yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    details = [(a.path.topic, a.detail) for a in one.attempts if a.detail]
+    details = [(a.path.topic, detail(a)) for a in one.attempts if detail(a)]
     if details:
         yield "\n".join(f"- {topic}: {_code(text)}" for topic, text in details)
 

@@ -22,7 +22,8 @@ from overlay.base.console import log_for
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git, GitError
 from overlay.patches import needs
-from overlay.patches.fit import Fit, FitStatus, fit
+from overlay.patches.attempt import AttemptStatus
+from overlay.patches.fit import Fit, fit
 from overlay.patches.patch import FORMAT_PATCH
 from overlay.patches.series import PatchPath
 from overlay.patches.tree import Applied, Store
@@ -115,7 +116,7 @@ class Staged:
     @property
     def conflicts(self) -> tuple[Fit, ...]:
         """The topics that do not fit."""
-        return tuple(f for f in self.fits if f.status is FitStatus.CONFLICT)
+        return tuple(f for f in self.fits if f.status is AttemptStatus.CONFLICT)
 
     def topics_of(self, path: str) -> str:
         """The topics on it that change `path`."""
