@@ -352,7 +352,7 @@ def run(
 ) -> Callable[..., Ran]:
     """Run `vllm-overlay` on the made-up upstream."""
     monkeypatch.setattr(
-        "overlay.cli.main.pip_settings", IndexSettings
+        "overlay.releases.index.pip_settings", IndexSettings
     )  # the machine's, each a run of pip
     monkeypatch.chdir(upstream.root.parent)
 

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import overlay.cli.main
+import overlay.releases.index
 from made_upstream import Upstream, git
 from overlay.base.digest import sha256
 from overlay.releases.index import IndexSettings
@@ -164,7 +165,7 @@ def start(*commands: Sequence[str], before: Callable[[], object] = lambda: None)
         sys.stdout, sys.stderr = (open(n, "w", encoding="utf-8", closefd=False) for n in (1, 2))  # noqa: SIM115
         logging.root.handlers.clear()  # those of pytest
         os.environ["TMPDIR"] = tempfile.tempdir = scratch
-        setattr(overlay.cli.main, "pip_settings", IndexSettings)  # noqa: B010 - the machine's are not tested
+        setattr(overlay.releases.index, "pip_settings", IndexSettings)  # noqa: B010 - the machine's are not tested
         before()
         status = main(*commands)
     except BaseException:

@@ -150,3 +150,64 @@ def test_no_overlay_here(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 2
     assert "there is no VERSIONS.toml" in done.stderr
+
+
+ROOT = Path(__file__).parents[3]
+
+
+def of_its_own(home: Path, *words: str, path: str) -> subprocess.CompletedProcess[str]:
+    """Run Python on the tool in a process of its own, which finds commands in `path`."""
+    return subprocess.run(
+        [sys.executable, *words], env={"PATH": path, "HOME": str(home)}, cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_help_imports_no_command(tmp_path: Path) -> None:
+    """Nor what commands work with: it is there at once."""
+    script = (
+        "import atexit, sys; from overlay.cli.main import main; sys.argv[1:] = ['--help']; "
+        "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); main()"
+    )
+    done = of_its_own(tmp_path, "-c", script, path=os.environ["PATH"])
+    assert done.returncode == 0, done.stderr
+    loaded = set(done.stderr.split())
+    assert "overlay.cli.main" in loaded
+    assert not {name for name in loaded if name.startswith(("overlay.patches", "overlay.answers"))}
+    assert not loaded & {"git", "pydantic", "httpx2"}
+
+
+def test_help_fits_a_terminal(run: Run) -> None:
+    _, commands = run("--help").out.split("Commands:\n")
+    for line in commands.splitlines():
+        assert len(line) <= 80, line
+        assert not line.endswith("..."), line
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (("--version",), 0),
+        (("explain", "--release", "0.8.3", "--gpu", "T4"), 0),
+        (("verify", "nowhere.whl"), 2),
+        (("show", "engine-selection"), 6),
+    ],
+)
+def test_without_git(tmp_path: Path, words: tuple[str, ...], status: int) -> None:
+    """What needs none works; the rest says so in a line."""
+    done = of_its_own(tmp_path, "-m", "overlay", *words, path="/nonexistent")
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("git is missing" in done.stderr) is (status == 6)
+
+
+def test_the_shell_completes_commands(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from overlay.cli.main import cli; cli(prog_name='vllm-overlay')"],
+        env={
+            "HOME": str(tmp_path), "_VLLM_OVERLAY_COMPLETE": "bash_complete",
+            "COMP_WORDS": "vllm-overlay ex", "COMP_CWORD": "1",
+        },
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout == "plain,explain\n", done.stderr

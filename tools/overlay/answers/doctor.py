@@ -5,14 +5,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-from packaging.version import InvalidVersion, Version
+from typing import Any
 
 from overlay.answers import explain, probe
 from overlay.answers.explain import BACKEND, ENGINE, Answer, Settings, Target, VariantAnswer
@@ -20,7 +16,8 @@ from overlay.answers.matrix import UNSET
 from overlay.answers.probe import Device, Devices, Installed, Python
 from overlay.base.errors import OverlayError, some
 from overlay.patches.workspace import Workspace
-from overlay.releases.versions import Release, Versions
+from overlay.releases.versions import Release
+from overlay.wheels.identity import Identity, identify, other_patches
 
 #: Variables that change what runs, and that the matrix does not count with.
 UNCOUNTED = (
@@ -32,20 +29,6 @@ UNCOUNTED = (
 VISIBLE, ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
 COUNTED = (ENGINE, BACKEND)
 SHOWN = (*COUNTED, *UNCOUNTED, VISIBLE, ORDER)
-
-#: What an installed vLLM is. Foreign: a build of a known release by someone else. Newer: than
-#: all releases that are known here. Unknown: older, or between them.
-Kind = Literal["absent", "stock", "patched", "foreign", "control", "newer", "unknown"]
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which vLLM a version is of."""
-
-    kind: Kind
-    release: Release | None = None
-    revision: int | None = None
-    """Of the overlay."""
 
 
 @dataclass(frozen=True)
@@ -64,24 +47,6 @@ class Report:
     """One a capability."""
     notes: tuple[str, ...]
     to_change: tuple[str, ...]
-
-
-def identify(version: str, versions: Versions) -> Identity:
-    """Which release and revision a version is of."""
-    try:
-        parsed = Version(version)
-    except InvalidVersion:
-        return Identity("unknown")
-    known = {release.version: release for release in versions.releases.values()}
-    release = known.get(Version(parsed.public))
-    if release is None:
-        return Identity("newer" if parsed > max(known) else "unknown")
-    if parsed.local is None:
-        return Identity("stock" if release.is_patched else "control", release)
-    ours = re.fullmatch(rf"{versions.overlay.label}\.(\d+)", parsed.local)
-    if ours and release.is_patched:
-        return Identity("patched", release, int(ours[1]))
-    return Identity("foreign", release)
 
 
 def set_by(environ: Mapping[str, str], settings: Settings) -> tuple[Settings, list[str]]:
@@ -184,24 +149,6 @@ def _of_patched(
     if why := other_patches(workspace, installed.bill, release):
         return [f"{wheel}: {why}; {build}"]
     return []
-
-
-def other_patches(workspace: Workspace, bill: str | None, release: Release) -> str:
-    """Why an install is not what this overlay builds, by its SBOM; empty if it is."""
-    if bill is None:
-        return "the installed one has no SBOM of an overlay"
-    try:
-        files = json.loads(bill)["components"]
-        listed = {file["name"]: file["hashes"][0]["content"] for file in files}
-    except (ValueError, LookupError, TypeError):
-        return "the SBOM of the installed one is damaged"
-    folder = workspace.project.patches
-    here = {
-        f"patches/{path}": hashlib.sha256(path.under(folder).read_bytes()).hexdigest()
-        for path in workspace.series(release)
-    }
-    other = sorted(name for name, _ in listed.items() ^ here.items())
-    return f"the installed one has another {', '.join(dict.fromkeys(other))}" if other else ""
 
 
 def _of_gpus(identity: Identity, answers: Sequence[tuple[Target, Answer | None]]) -> list[str]:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from overlay.answers import gpus
 from overlay.base.errors import Exit, OverlayError
-from overlay.wheels import record, sbom
+from overlay.wheels import record
 
 #: Seconds that another Python has to start.
 PYTHON_TIMEOUT = 30.0
@@ -123,7 +123,7 @@ def inspect(found: Distribution) -> Installed:
     rows = [row for row in _record(found) if row[0].endswith(".py")]
     damaged = [name for name, wanted in rows if record.hash_of(folder / name) != wanted]
     return Installed(
-        version or "", folder, found.read_text(f"sboms/{sbom.FILE_NAME}"), tuple(damaged), len(rows)
+        version or "", folder, found.read_text(f"sboms/{record.SBOM}"), tuple(damaged), len(rows)
     )
 
 

@@ -15,9 +15,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import git as gitpython
-from git.exc import GitCommandError, GitCommandNotFound
-
 from overlay.base.errors import MACHINE_ERRORS, Exit, OverlayError
 
 #: Git variables that would redirect a command, blanked.
@@ -72,7 +69,6 @@ class Git:
         self.git_dir = git_dir.absolute()
         self.work_tree = work_tree.absolute() if work_tree else None
         self.user_config = user_config
-        self._git = gitpython.Git(str(self.work_tree or self.git_dir.parent))
 
     def run(
         self,
@@ -113,9 +109,15 @@ class Git:
     def _execute(
         self, command: list[str], source: IO[bytes], env: Mapping[str, str]
     ) -> tuple[int, bytes, str]:
+        # GitPython looks for git when it is imported: by what needs it, and not to be told of it.
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        import git
+        from git.exc import GitCommandError, GitCommandNotFound
+
         try:
             # env= and not custom_environment(): that one is shared by all threads.
-            execute: Any = self._git.execute  # its overloads leave this combination out
+            # The overloads leave this combination out.
+            execute: Any = git.Git(str(self.work_tree or self.git_dir.parent)).execute
             status, out, err = execute(
                 command,
                 istream=source,

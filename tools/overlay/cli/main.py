@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import click
 
@@ -17,26 +17,49 @@ from overlay.base.errors import MACHINE_ERRORS, Exit, OverlayError
 from overlay.base.git import GitError
 from overlay.base.project import cache_folder, find_project
 from overlay.cli.options import CONTEXT, EPILOG
-from overlay.patches.workspace import Workspace
-from overlay.releases.index import pip_settings
-from overlay.releases.sources import Cache, Fetcher
-from overlay.releases.versions import load
 
-#: The commands by the module that has them, which is imported when one of them is asked for:
-#: all modules together take longer than most commands.
-MODULES = {
-    "ask": ("doctor", "explain"),
-    "build": ("apply", "build", "fetch", "selfcheck", "verify"),
-    "check": ("lock", "validate"),
-    "install": ("index", "install"),
-    "maintain": ("edit", "normalize", "refresh", "series", "show", "status"),
-    "port": ("port",),
-    "report": ("report",),
-    "stage": ("stage",),
-    "test": ("bench", "judge", "matrix", "regress", "upstream"),
-    "watch": ("watch",),
+if TYPE_CHECKING:
+    from overlay.releases.index import IndexSettings
+
+
+class Listed(NamedTuple):
+    """A command as `--help` lists it, which imports none of them: together they take longer than
+    most commands."""
+
+    module: str
+    """In this folder; it has the command as NAME_command."""
+    summary: str
+    """Short enough for a line of 80 columns."""
+
+
+COMMANDS = {
+    "apply": Listed("build", "a git work tree of a release, one commit a patch"),
+    "bench": Listed("test", "measure what people wait for, as ratios in one run"),
+    "build": Listed("build", "build the patched wheel from the official one"),
+    "doctor": Listed("ask", "what Llama 4 does in this environment, what to change"),
+    "edit": Listed("maintain", "a git work tree to change patches in"),
+    "explain": Listed("ask", "which engine and backend Llama 4 gets, what to set"),
+    "fetch": Listed("build", "fetch upstream's files into the cache, checked"),
+    "index": Listed("install", "write a package index of built wheels"),
+    "install": Listed("install", "patch a vLLM that is installed, or revert it"),
+    "judge": Listed("test", "compare two runs of a suite that were made elsewhere"),
+    "lock": Listed("check", "write tree ids and digests into VERSIONS.toml"),
+    "matrix": Listed("test", "find what becomes of Llama 4 in every configuration"),
+    "normalize": Listed("maintain", "make patches edited by hand or by quilt canonical"),
+    "port": Listed("port", "add a release and port the patches to it"),
+    "refresh": Listed("maintain", "write patches back from edited commits"),
+    "regress": Listed("test", "run the regression tests, stock against patched"),
+    "report": Listed("report", "one HTML page of the matrix, patches and results"),
+    "selfcheck": Listed("build", "build wheels twice, compare and verify them"),
+    "series": Listed("maintain", "a release's patches in order, and what they touch"),
+    "show": Listed("maintain", "a topic's files, whom they are for, their headers"),
+    "stage": Listed("stage", "prepare pull requests to upstream"),
+    "status": Listed("maintain", "every patch on every release, with its age"),
+    "upstream": Listed("test", "run upstream's own tests, stock against patched"),
+    "validate": Listed("check", "check that every series applies and is as locked"),
+    "verify": Listed("build", "prove what is in a wheel"),
+    "watch": Listed("watch", "new releases on the index, and what patches do there"),
 }
-COMMANDS = {command: module for module, commands in MODULES.items() for command in commands}
 
 
 class _Commands(click.Group):
@@ -48,10 +71,14 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        module = importlib.import_module(f"overlay.cli.{COMMANDS[cmd_name]}")
+        module = importlib.import_module(f"overlay.cli.{COMMANDS[cmd_name].module}")
         command = getattr(module, f"{cmd_name}_command")
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.summary) for name, each in COMMANDS.items()])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -86,12 +113,22 @@ def cli(
     Example:
       vllm-overlay build 0.8.5.post1
     """
+    # What --help does not need.
+    from overlay.patches.workspace import Workspace
+    from overlay.releases.sources import Cache, Fetcher
+    from overlay.releases.versions import load
+
+    def settings() -> IndexSettings:
+        from overlay.releases.index import pip_settings
+
+        return pip_settings().with_flags(index_url, find_links)
+
     set_up_logging(verbose)
     project = find_project(root)
     fetcher = Fetcher(
         Cache((cache or cache_folder()).absolute()),
         load(project.versions_file).upstream.project,
-        lambda: pip_settings().with_flags(index_url, find_links),
+        settings,
         offline,
     )
     context.obj = Workspace(project, fetcher)

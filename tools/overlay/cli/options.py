@@ -8,8 +8,6 @@ from typing import Any, TypeVar
 
 import click
 
-from overlay.patches.workspace import Workspace
-
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -20,7 +18,8 @@ Exit status: 0 success, 1 problems found, 2 wrong usage, 3 file unavailable,
 permissions, a missing tool), 70 internal error, 130 interrupted.
 """
 
-pass_workspace = click.make_pass_decorator(Workspace)
+#: The command's first parameter is the `Workspace`.
+pass_workspace = click.pass_obj
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
 

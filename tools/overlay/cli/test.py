@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from overlay.answers import evidence, matrix
+from overlay.answers import evidence, matrix, matrix_run
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import (
@@ -183,7 +183,7 @@ def matrix_command(
     for one in workspace.versions.select(releases, patched=True):
         if not compare:
             place = (folder / one.name).absolute()
-            for made in matrix.run(workspace, one, place, variants, jobs):
+            for made in matrix_run.run(workspace, one, place, variants, jobs):
                 problems += matrix.settle(root, made, check)
         found, worse = matrix.judge(root, one.name)
         problems += worse

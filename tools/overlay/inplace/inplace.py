@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from overlay.answers import doctor
-from overlay.answers.doctor import Identity
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.paths import is_safe_path
@@ -31,6 +29,7 @@ from overlay.patches.patch import Patch
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions
 from overlay.wheels import on_files, record, sbom, stated_version
+from overlay.wheels.identity import Identity, identify, other_patches
 from overlay.wheels.on_files import MisfitError
 from overlay.wheels.plan import Plan, complete, require_repackable
 from overlay.wheels.record import Row
@@ -91,7 +90,7 @@ def install(
             it can't be written.
     """
     with _opened(workspace, python, dry_run) as (target, recovered):
-        identity = doctor.identify(target.version, workspace.versions)
+        identity = identify(target.version, workspace.versions)
         if identity.kind == "patched":
             _require_current(workspace, target, identity, full)
             return _nothing(target, recovered)
@@ -113,7 +112,7 @@ def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> In
         OverlayError: it was not patched in place, was changed since, or can't be written.
     """
     with _opened(workspace, python, dry_run) as (target, recovered):
-        identity = doctor.identify(target.version, workspace.versions)
+        identity = identify(target.version, workspace.versions)
         release = identity.release
         if identity.kind == "stock":
             return _nothing(target, recovered)
@@ -184,8 +183,8 @@ def _require_current(workspace: Workspace, target: Target, identity: Identity, f
     assert release is not None
     why = f"it is patched already, in revision {identity.revision} and not {release.revision}"
     if identity.revision == release.revision:
-        bill = target.find(f"{target.info}/sboms/{sbom.FILE_NAME}")
-        why = doctor.other_patches(workspace, None if bill is None else bill.decode(), release)
+        bill = target.find(f"{target.info}/sboms/{record.SBOM}")
+        why = other_patches(workspace, None if bill is None else bill.decode(), release)
     if why:
         first = installed.reinstall(release.name)
         if f"{target.info}/{record.ORIGINALS}" in target.rows:

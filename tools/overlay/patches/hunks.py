@@ -354,3 +354,22 @@ def _broken(where: str, why: str) -> OverlayError:
         "Export it again with git format-patch, or try 'vllm-overlay normalize'",
         Exit.PATCH,
     )
+
+
+def describe_mismatch(match: HunkMatch) -> str:
+    """One hunk that did not match, for people: which, the lines expected and found."""
+    place = f"{match.path} hunk {match.number} ({match.header})"
+    if match.kind is MatchKind.AMBIGUOUS:
+        return f"{place} matches in several places: {', '.join(match.found)}"
+    if not match.line:  # the file is missing, or there where it should not be
+        return f"{match.path}: {', '.join(match.found)}"
+    width = max(len(match.expected), len(match.found))
+    rows = zip(
+        [*match.expected, *[""] * width], [*match.found, *[""] * width], range(width), strict=False
+    )
+    differing = [(e.rstrip("\n"), f.rstrip("\n"), n) for e, f, n in rows if e != f]
+    if not differing:
+        return f"{place} does not match"
+    expected, found, number = differing[0]
+    more = f" ({len(differing)} lines differ)" if len(differing) > 1 else ""
+    return f"{place} expects {expected!r} and finds {found!r} at line {match.line + number}{more}"

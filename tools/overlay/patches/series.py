@@ -17,6 +17,10 @@ _TOPIC = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _TAG = re.compile(r"[0-9]+(\.[0-9]+)*(\.post[0-9]+)?")
 
 
+class SeriesError(OverlayError):
+    """A series file that can't be read, or a line of one."""
+
+
 @dataclass(frozen=True, order=True)
 class PatchPath:
     """A patch's place under patches/: `<topic>/<first-tag>.patch`.
@@ -102,8 +106,8 @@ def rewrite_series(text: str, paths: Sequence[PatchPath]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _bad_line(where: str, number: int, why: str) -> OverlayError:
-    return OverlayError(
+def _bad_line(where: str, number: int, why: str) -> SeriesError:
+    return SeriesError(
         f"{where} line {number}",
         why,
         "Write one path a line, relative to patches/, with no -p option, no '..', "
@@ -122,7 +126,7 @@ def read_series(patches: Path, series: str) -> tuple[PatchPath, ...]:
     try:
         text = file.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise OverlayError(
+        raise SeriesError(
             f"cannot read the series {file}",
             getattr(error, "strerror", None) or str(error),
             "Restore it from git or mend its name in VERSIONS.toml",

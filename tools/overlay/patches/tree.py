@@ -21,7 +21,15 @@ from filelock import FileLock
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git, GitError
-from overlay.patches.hunks import HunkMatch, MatchKind, apply_hunks, is_applied, to_bytes, to_text
+from overlay.patches.hunks import (
+    HunkMatch,
+    MatchKind,
+    apply_hunks,
+    describe_mismatch,
+    is_applied,
+    to_bytes,
+    to_text,
+)
 from overlay.patches.patch import Mail, Patch, read_patch
 from overlay.patches.series import PatchPath
 from overlay.releases import archive
@@ -419,31 +427,11 @@ def _refused(name: str, path: PatchPath, why: str) -> OverlayError:
 def _conflict(name: str, path: PatchPath, bad: Sequence[HunkMatch]) -> OverlayError:
     return OverlayError(
         f"{name}: {path} does not apply",
-        "; ".join(describe(m) for m in bad),
-        f"See the tree that it must fit with 'vllm-overlay apply {name} "
-        f"--until {path.topic}', and write the text for it as "
-        f"patches/{path.topic}/{name}.patch",
+        "; ".join(describe_mismatch(m) for m in bad),
+        f"See the tree that it must fit with 'vllm-overlay apply {name} --until {path.topic}'; "
+        f"'vllm-overlay refresh --fork-at {path.topic}={name}' gives it a text of its own",
         Exit.PATCH,
     )
-
-
-def describe(match: HunkMatch) -> str:
-    """One hunk that did not match, for people: which, the lines expected and found."""
-    place = f"{match.path} hunk {match.number} ({match.header})"
-    if match.kind is MatchKind.AMBIGUOUS:
-        return f"{place} matches in several places: {', '.join(match.found)}"
-    if not match.line:  # the file is missing, or there where it should not be
-        return f"{match.path}: {', '.join(match.found)}"
-    width = max(len(match.expected), len(match.found))
-    rows = zip(
-        [*match.expected, *[""] * width], [*match.found, *[""] * width], range(width), strict=False
-    )
-    differing = [(e.rstrip("\n"), f.rstrip("\n"), n) for e, f, n in rows if e != f]
-    if not differing:
-        return f"{place} does not match"
-    expected, found, number = differing[0]
-    more = f" ({len(differing)} lines differ)" if len(differing) > 1 else ""
-    return f"{place} expects {expected!r} and finds {found!r} at line {match.line + number}{more}"
 
 
 def check_out(

@@ -21,7 +21,7 @@ from pathlib import Path
 from overlay.base.errors import OverlayError
 from overlay.patches.changes import shipped
 from overlay.patches.patch import export_patch, lint_patch
-from overlay.patches.series import PatchPath, parse_path, patch_files
+from overlay.patches.series import PatchPath, SeriesError, parse_path, patch_files
 from overlay.patches.tree import Applied, Result
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
@@ -85,7 +85,8 @@ def _check_release(workspace: Workspace, release: Release) -> Row:
     try:
         result = workspace.apply(release)
     except OverlayError as error:
-        if not isinstance(error.__cause__, (OSError, UnicodeDecodeError)) and not _is_series(error):
+        is_of_a_file = isinstance(error.__cause__, (OSError, UnicodeDecodeError))
+        if not is_of_a_file and not isinstance(error, SeriesError):
             raise
         return Row(release, {}, "—", (f"{release.name}: {error}",))
     problems = [str(a.error) for a in result.applied if a.error]
@@ -96,10 +97,6 @@ def _check_release(workspace: Workspace, release: Release) -> Row:
         tree = _check_tree(workspace, release, result, problems)
     cells = {a.path.topic: a.summary for a in result.applied}
     return Row(release, cells, tree, tuple(problems))
-
-
-def _is_series(error: OverlayError) -> bool:
-    return error.what.startswith(("series/", "cannot read the series"))
 
 
 def _check_patch(workspace: Workspace, release: Release, applied: Applied) -> Iterable[str]:

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from unearth import Link
 
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches import tree
+from overlay.patches import hunks
 from overlay.patches.attempt import Attempt, AttemptStatus, try_patch
 from overlay.patches.series import PatchPath, parse_path, patch_files
 from overlay.patches.threeway import Merge
@@ -81,7 +81,7 @@ def _conflict(applied: Applied, merge: Merge | None) -> Iterator[str]:
     failures = applied.failures
     if failures:
         more = f" (and {len(failures) - 1} more hunks)" if len(failures) > 1 else ""
-        yield tree.describe(failures[0]) + more
+        yield hunks.describe_mismatch(failures[0]) + more
     elif applied.error:
         yield applied.error.why
     if merge and merge.conflicts:

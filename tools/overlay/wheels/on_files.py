@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from overlay.patches.changes import NOT_SHIPPED, Changes
-from overlay.patches.hunks import FileDiff, apply_hunks, to_bytes, to_text
+from overlay.patches.hunks import FileDiff, apply_hunks, describe_mismatch, to_bytes, to_text
 from overlay.patches.patch import Patch
 from overlay.patches.series import PatchPath
-from overlay.patches.tree import describe
 
 Read = Callable[[str], bytes | None]
 """The bytes of a file, by its path; None if there is no such file."""
@@ -61,6 +60,6 @@ def _run(
             before[file.path] = read(file.path)
             texts[file.path] = to_text(before[file.path])
         texts[file.path], matches = apply_hunks(file, texts[file.path])
-        if bad := [describe(match) for match in matches if not match.is_good]:
+        if bad := [describe_mismatch(match) for match in matches if not match.is_good]:
             raise MisfitError(path, "; ".join(bad))
     return before, {name: to_bytes(text) for name, text in texts.items()}

@@ -12,7 +12,7 @@ from overlay.patches.changes import Changes, shipped
 from overlay.patches.tree import Result, Store
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions
-from overlay.wheels import rawzip, record, sbom
+from overlay.wheels import rawzip, record
 from overlay.wheels.official import text_of
 from overlay.wheels.rawzip import Member
 from overlay.wheels.record import dist_info
@@ -103,7 +103,7 @@ def complete(
     return Plan(
         version,
         {**changes.replaced, **stated},
-        {**changes.added, f"{old}/sboms/{sbom.FILE_NAME}": bill},
+        {**changes.added, f"{old}/sboms/{record.SBOM}": bill},
         changes.removed,
         old,
         dist_info(project, version),

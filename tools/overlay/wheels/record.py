@@ -19,6 +19,8 @@ from overlay.base.digest import sha256
 Row = tuple[str, str, str]
 """Path, hash and size, as in RECORD."""
 
+#: The name of the SBOM inside <dist-info>/sboms/.
+SBOM = "vllm-overlay.cdx.json"
 #: In dist-info: what was replaced by `vllm-overlay install`.
 ORIGINALS = "vllm-overlay-originals.zip"
 #: What installers put into dist-info.

@@ -27,8 +27,6 @@ from packageurl import PackageURL
 from overlay.patches.patch import Patch
 from overlay.releases.versions import Release, Versions
 
-#: The file's name inside <dist-info>/sboms/.
-FILE_NAME = "vllm-overlay.cdx.json"
 SCHEMA = SchemaVersion.V1_6
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "vllm-overlay.invalid")
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 from overlay.base.errors import OverlayError
 from overlay.patches.hunks import to_bytes, to_text
-from overlay.wheels import record, sbom, stated_version
+from overlay.wheels import record, stated_version
 from overlay.wheels.on_files import Read
 from overlay.wheels.record import Row
 
@@ -30,7 +30,7 @@ def official_rows(
     """
     named = [(record.moved(name, new, old), *rest) for name, *rest in rows]
     kept = [(name, digest, size) for name, digest, size in named if name not in before]
-    bill = f"{old}/sboms/{sbom.FILE_NAME}"
+    bill = f"{old}/sboms/{record.SBOM}"
     restored = [record.line(name, data) for name, data in before.items() if data is not None]
     return [row for row in kept if row[0] != bill] + restored
 

@@ -241,7 +241,7 @@ def _module_version(text: str) -> str | None:
 def _patched(opened: _Opened, plan: Plan) -> Iterator[str]:
     for name, data in {**plan.replaced, **plan.added}.items():
         target = plan.target(name)
-        if name.endswith(sbom.FILE_NAME):
+        if name.endswith(record.SBOM):
             continue  # the SBOM check's
         found = opened.read(target)
         if found is None:
@@ -276,7 +276,7 @@ def _same_bytes(one: IO[bytes], a: Member, other: IO[bytes], b: Member) -> bool:
 
 
 def _sbom(opened: _Opened, info: str, bill: bytes) -> Iterator[str]:
-    name = f"{info}/sboms/{sbom.FILE_NAME}"
+    name = f"{info}/sboms/{record.SBOM}"
     found = opened.read(name)
     if found is None:
         yield f"{name} is missing"
