@@ -67,10 +67,10 @@ class Changes:
 def shipped(store: Store, result: Result) -> Changes:
     """What the series does to files that a wheel may carry."""
     replaced, added, removed = {}, {}, set()
-    for path, how in sorted(store.changed(result.base, result.head).items()):
-        if path.startswith(NOT_SHIPPED):
-            continue
-        data = store.show(result.head, path)
+    changed = store.changed(result.base, result.head)
+    in_package = [path for path in sorted(changed) if not path.startswith(NOT_SHIPPED)]
+    for path, data in store.show_many(result.head, in_package).items():
+        how = changed[path]
         if data is None:
             removed.add(path)
         elif how == "A":

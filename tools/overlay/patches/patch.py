@@ -89,8 +89,10 @@ class Patch:
     files: tuple[FileDiff, ...]
 
 
-def read_patch(git: Git, patches: Path, path: PatchPath) -> Patch:
-    """Read and parse one patch.
+def read_patch(
+    git: Git, patches: Path, path: PatchPath, known: dict[bytes, Mail] | None = None
+) -> Patch:
+    """Read and parse one patch; `known` are mails that were parsed already, by their text.
 
     Raises:
         OverlayError: missing, unreadable, not a mail with one diff, or a diff refused by
@@ -106,7 +108,10 @@ def read_patch(git: Git, patches: Path, path: PatchPath) -> Patch:
             "Restore it from git, or take its line out of the series",
             Exit.PATCH,
         ) from error
-    mail = parse_mail(git, data, str(path))
+    mail = known.get(data) if known is not None else None
+    mail = mail or parse_mail(git, data, str(path))
+    if known is not None:
+        known[data] = mail
     return Patch(path, data, mail, parse_diff(mail.diff, str(path)))
 
 

@@ -7,10 +7,11 @@ fast, leaves no half-patched folder behind, and cannot be misled by a repository
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -39,6 +40,8 @@ from overlay.releases.versions import PinnedFile, Release
 _BASE_IDENTITY = "vllm-overlay <vllm-overlay@localhost> 0 +0000"
 #: Stands for a tree id not yet pinned.
 UNKNOWN_TREE = "0" * 40
+#: In git's listings: no file.
+NO_BLOB = "0" * 40
 
 
 class ApplyStatus(Enum):
@@ -127,6 +130,8 @@ class Store:
 
     folder: Path
     git: Git = field(repr=False)
+    mails: dict[bytes, Mail] = field(default_factory=dict, repr=False, compare=False)
+    """Patches that were parsed already, by their text: releases share most."""
 
     @classmethod
     def open(cls, cache: Path) -> Store:
@@ -263,31 +268,63 @@ class Store:
                 raise self.fault(error) from error
             return None
 
+    def show_many(self, treeish: str, paths: Iterable[str]) -> dict[str, bytes | None]:
+        """Files in a commit or tree, by path; None where there is no such file.
+
+        Two processes for all of them, where `show` takes one or two for each.
+        """
+        wanted = sorted(set(paths))
+        blobs = {path: blob for path, _, blob in self._listing(treeish, wanted)}
+        data = self._blobs(blobs[path] for path in wanted if path in blobs)
+        return {path: data[blobs[path]] if path in blobs else None for path in wanted}
+
     def _is_folder(self, name: str) -> bool:
         return self.run("cat-file", "-t", name) == b"tree\n"
 
     def files(self, commit: str) -> Iterator[tuple[str, bool, bytes]]:
         """Every file of a commit: path, whether it is executable, bytes; in path order."""
-        listing = self.run("ls-tree", "-r", "-z", commit).decode("utf-8", "surrogateescape")
+        entries = self._listing(commit)
+        data = self._blobs(blob for _, _, blob in entries)
+        yield from ((path, executable, data[blob]) for path, executable, blob in entries)
+
+    def _listing(self, treeish: str, paths: Sequence[str] = ()) -> list[tuple[str, bool, str]]:
+        """Path, whether it is executable, and blob id of every file, or of `paths` alone."""
+        arguments = ("ls-tree", "-r", "-z", treeish, "--", *paths) if paths else (
+            "ls-tree", "-r", "-z", treeish)  # fmt: skip
         entries = []
-        for line in listing.split("\0")[:-1]:
+        for line in self.run(*arguments).decode("utf-8", "surrogateescape").split("\0")[:-1]:
             kind, path = line.split("\t", 1)
             mode, _, blob = kind.split(" ")
             entries.append((path, mode == "100755", blob))
-        wanted = "".join(f"{blob}\n" for _, _, blob in entries).encode()
-        stream = io.BytesIO(self.run("cat-file", "--batch", stdin=wanted))
-        for path, executable, _ in entries:
+        return entries
+
+    def _blobs(self, ids: Iterable[str]) -> dict[str, bytes]:
+        """The bytes of blobs, by id."""
+        wanted = list(dict.fromkeys(ids))
+        lines = "".join(f"{blob}\n" for blob in wanted).encode()
+        stream = io.BytesIO(self.run("cat-file", "--batch", stdin=lines) if wanted else b"")
+        found = {}
+        for blob in wanted:
             head = stream.readline().split()
             if head[1:2] != [b"blob"]:
-                raise self.fault(GitError("cat-file", 0, f"{path} is missing"))
-            yield path, executable, stream.read(int(head[2]))
+                raise self.fault(GitError("cat-file", 0, f"{blob} is missing"))
+            found[blob] = stream.read(int(head[2]))
             stream.read(1)
+        return found
 
     def changed(self, old: str, new: str) -> dict[str, str]:
         """Paths that differ between two commits, with A, M or D each."""
-        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--name-status", old, new)
+        return {path: how for path, (how, _) in self.changed_blobs(old, new).items()}
+
+    def changed_blobs(self, old: str, new: str) -> dict[str, tuple[str, str]]:
+        """Paths that differ between two commits, with A, M or D and the new blob id each."""
+        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--raw", old, new)
         parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
-        return dict(zip(parts[1::2], parts[::2], strict=True))
+        found = {}
+        for info, path in zip(parts[::2], parts[1::2], strict=True):
+            _, _, _, blob, how = info.split(" ")
+            found[path] = (how, blob)
+        return found
 
 
 def _init_bare(folder: Path) -> None:
@@ -329,37 +366,59 @@ def apply_series(
     applied: list[Applied] = []
     head = base
     with store.index(base) as env:
-        for path in series:
+        read = [_read(store, patches, path) for path in series]
+        touched = {file.path for one in read if one.patch for file in one.patch.files}
+        texts = _texts(store, base, touched)
+        for one in read:
             if applied and not applied[-1].status.is_good:
-                applied.append(Applied(path, ApplyStatus.NOT_TRIED))
+                applied.append(Applied(one.path, ApplyStatus.NOT_TRIED))
                 continue
-            one = _apply_one(store, release.name, head, patches, path, env)
-            applied.append(one)
-            if one.status.is_good:
-                head = one.commit
+            applied.append(_apply_one(store, release.name, head, one, texts, env))
+            head = applied[-1].commit or head
     return Result(release, base, tuple(applied), store.tree_of(head))
 
 
 def apply_patch(store: Store, name: str, head: str, patches: Path, path: PatchPath) -> Applied:
     """Apply one patch to the commit `head`, with zero fuzz; release `name` is for errors."""
     with store.index(head) as env:
-        return _apply_one(store, name, head, patches, path, env)
+        one = _read(store, patches, path)
+        touched = [file.path for file in one.patch.files] if one.patch else []
+        return _apply_one(store, name, head, one, _texts(store, head, touched), env)
 
 
-def _apply_one(
-    store: Store, name: str, head: str, patches: Path, path: PatchPath, env: dict[str, str]
-) -> Applied:
+def _read(store: Store, patches: Path, path: PatchPath) -> Applied:
+    """A patch that is not tried yet, or the reason why it can't be."""
     try:
-        patch = read_patch(store.git, patches, path)
+        return Applied(
+            path, ApplyStatus.NOT_TRIED, read_patch(store.git, patches, path, store.mails)
+        )
     except OverlayError as error:
         missing = not path.under(patches).exists()
         status = ApplyStatus.MISSING if missing else ApplyStatus.BROKEN
         return Applied(path, status, error=error)
-    texts: dict[str, str | None] = {}
+
+
+def _texts(store: Store, head: str, paths: Iterable[str]) -> dict[str, str | None]:
+    """Files of a commit as text."""
+    return {path: to_text(data) for path, data in store.show_many(head, paths).items()}
+
+
+def _apply_one(
+    store: Store,
+    name: str,
+    head: str,
+    one: Applied,
+    texts: dict[str, str | None],
+    env: dict[str, str],
+) -> Applied:
+    """Apply a patch that was read. `texts` are the files of `head` that it touches; what it makes
+    of them is put there."""
+    path, patch = one.path, one.patch
+    if patch is None:
+        return one
     after: dict[str, str | None] = {}
     matches: list[HunkMatch] = []
     for file in patch.files:
-        texts[file.path] = to_text(store.show(head, file.path))
         after[file.path], found = apply_hunks(file, texts[file.path])
         matches += found
     tried = Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches))
@@ -369,12 +428,13 @@ def _apply_one(
         return replace(tried, error=_conflict(name, path, tried.failures))
     try:
         commit = _commit(store, head, patch, env)
-        _assert_result(store, head, commit, after, patch)
+        _assert_result(store, head, commit, after)
     except GitError as failure:
         if failure.is_machine:
             raise store.fault(failure) from failure
         why = failure.said or "it gave no reason"
         return replace(tried, error=_refused(name, path, why))
+    texts.update(after)
     status = ApplyStatus.OFFSET if tried.offsets else ApplyStatus.CLEAN
     return replace(tried, status=status, commit=commit)
 
@@ -390,20 +450,28 @@ def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
     return store.commit(tree, head, mail, mail.message)
 
 
-def _assert_result(
-    store: Store, head: str, commit: str, after: dict[str, str | None], patch: Patch
-) -> None:
+def _assert_result(store: Store, head: str, commit: str, after: dict[str, str | None]) -> None:
     """Every file the patch lists changed, no other did, and each is what the hunks say.
 
     git can exit 0 without having done its work; the hunks were applied here as well.
     """
-    changed = set(store.changed(head, commit))
-    listed = set(after)
-    if changed != listed:
-        raise GitError("apply", 0, f"changed {sorted(changed)}, the patch lists {sorted(listed)}")
-    for file in patch.files:
-        if store.show(commit, file.path) != to_bytes(after[file.path]):
-            raise GitError("apply", 0, f"{file.path} is not what its hunks say")
+    changed = store.changed_blobs(head, commit)
+    if changed.keys() != after.keys():
+        raise GitError("apply", 0, f"changed {sorted(changed)}, the patch lists {sorted(after)}")
+    for path, text in after.items():
+        how, blob = changed[path]
+        if (how, blob) != ("D", NO_BLOB) if text is None else blob != blob_id(text):
+            raise GitError("apply", 0, f"{path} is not what its hunks say")
+
+
+def blob_id(text: str) -> str:
+    """The id that git gives to a file of this text.
+
+    >>> blob_id("")
+    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
+    """
+    data = to_bytes(text) or b""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _already(name: str, path: PatchPath) -> OverlayError:
