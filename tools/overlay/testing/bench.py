@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
+from overlay.releases import archive
 from overlay.releases.uv import find_uv
 from overlay.releases.versions import Release
 
@@ -29,6 +31,15 @@ for path in sys.argv[1:]:
         for member in tar:
             if member.isfile():
                 tar.extractfile(member).read()
+"""
+_COPY = """
+import hashlib, sys
+read, written = hashlib.sha256(), hashlib.sha256()
+with open(sys.argv[1], "rb") as source, open(sys.argv[2], "wb") as target:
+    while data := source.read(1 << 20):
+        read.update(data)
+        target.write(data)
+        written.update(data)
 """
 
 
@@ -68,6 +79,7 @@ def bench(workspace: Workspace, repeat: int) -> str:
     """Measure everything and return docs/benchmarks.md."""
     parts = [
         _head(repeat),
+        _start(workspace, repeat),
         _repack(workspace, repeat),
         _memory(workspace),
         _in_place(workspace, repeat),
@@ -97,6 +109,26 @@ def _best(command: Sequence[str], cwd: Path, repeat: int) -> Run:
     return min((measure(command, cwd) for _ in range(repeat)), key=lambda run: run.seconds)
 
 
+def _start(workspace: Workspace, repeat: int) -> str:
+    here = workspace.project.root
+    rows = [
+        ("`python -c pass`", [sys.executable, "-c", "pass"]),
+        ("`vllm-overlay --help`", _overlay(workspace, "--help")),
+        (
+            "`vllm-overlay explain --release 0.8.3 --gpu T4`",
+            _overlay(workspace, "explain", "--release", "0.8.3", "--gpu", "T4"),
+        ),
+    ]
+    times = [(name, _best(command, here, 3 * repeat).seconds) for name, command in rows]
+    table = "\n".join(f"| {name} | {seconds:.2f} |" for name, seconds in times)
+    return f"""## Start-up
+
+| Command | Seconds |
+|---|---|
+{table}
+"""
+
+
 def _repack(workspace: Workspace, repeat: int) -> str:
     release = workspace.versions.get_patched(RELEASE)
     official = workspace.fetcher.fetch(release, "wheel", check=True)
@@ -105,6 +137,8 @@ def _repack(workspace: Workspace, repeat: int) -> str:
         ours = _best(
             _overlay(workspace, "build", RELEASE, "--out", str(folder / "dist")), folder, repeat
         )
+        copy = [sys.executable, "-c", _COPY, str(official), str(folder / "copy.whl")]
+        floor = _best(copy, folder, repeat)
         wheel = [sys.executable, "-m", "wheel"]
         unpack = measure([*wheel, "unpack", str(official), "-d", str(folder / "un")], folder)
         (unpacked,) = (folder / "un").iterdir()
@@ -118,6 +152,8 @@ def _repack(workspace: Workspace, repeat: int) -> str:
 | `wheel unpack`, then `wheel pack` (once) | {theirs.seconds:.1f} | {theirs.peak_mib:.0f} |
 | `vllm-overlay build {RELEASE}` | {ours.seconds:.1f} | {ours.peak_mib:.0f} |
 | **Ratio** | **{theirs.seconds / ours.seconds:.1f}** | |
+| Floor: the wheel copied in Python, hashed on both sides | {floor.seconds:.1f} | |
+| **`build`, of the floor** | **{ours.seconds / floor.seconds:.1f}** | |
 
 Both sha256 sums, of what is read and of what is written, are in the build's time.
 """
@@ -184,6 +220,7 @@ def _validate(workspace: Workspace, repeat: int) -> str:
     twelve = _best(_overlay(workspace, "validate", *names), here, repeat)
     start = _best(_overlay(workspace, "validate", "--help"), here, repeat)
     floor = _best([sys.executable, "-c", _READ_TARBALLS, *sdists], here, repeat)
+    quilt = _quilt(workspace)
     return f"""## `validate --all`, warm cache
 
 | What | Seconds |
@@ -191,9 +228,26 @@ def _validate(workspace: Workspace, repeat: int) -> str:
 | `vllm-overlay validate --all` | {whole.seconds:.1f} |
 | of which: the {len(names)} series | {twelve.seconds:.1f} |
 | of which: starting Python and its libraries | {start.seconds:.1f} |
+| `quilt push -a` over the same {len(names)} series, in trees that are there (once) | {quilt} |
 | Floor: reading the {len(sdists)} tarballs once, in Python | {floor.seconds:.1f} |
 
 The sources are unpacked once, into a git repository in the cache, whose tree ids VERSIONS.toml
 pins; after that no tarball is read, so the floor is no bound. What is left is git: a
 handful of processes a patch.
 """
+
+
+def _quilt(workspace: Workspace) -> str:
+    """Seconds of real quilt over every series; it neither checks nor commits anything."""
+    if not shutil.which("quilt"):
+        return "no quilt here"
+    seconds = 0.0
+    for release in workspace.versions.patched:
+        with tempfile.TemporaryDirectory(prefix="vllm-overlay-bench-") as name:
+            archive.unpack(workspace.fetcher.fetch(release, "sdist"), Path(name))
+            (tree,) = Path(name).iterdir()
+            command = ["env", f"QUILT_PATCHES={workspace.project.patches}",
+                       f"QUILT_SERIES={release.series}", "quilt", "--quiltrc=-", "push", "-a",
+                       "-q", "--fuzz=0"]  # fmt: skip
+            seconds += measure(command, tree).seconds
+    return f"{seconds:.1f}"
