@@ -192,3 +192,13 @@ def test_command_compares(run: Callable[..., Ran], upstream: Upstream) -> None:
     assert ran.status == 1
     assert json.loads(ran.out)["cells"]["1.0 patched"] == {"type-error": 4, "right": 2}
     assert run("matrix", "1.0", "--compare", "--stock").status == 2
+
+
+def test_a_cell_or_a_column_is_looked_up_without_the_others() -> None:
+    kept = made(STOCK)
+    assert {cell: kept.outcome_of(cell) for cell in kept.llama4} == kept.llama4
+    for capability in kept.axes.capability:
+        column = {c: out for c, out in kept.llama4.items() if c.capability == capability}
+        assert dict(kept.column(capability)) == column
+    assert kept.outcome_of(replace(next(iter(kept.llama4)), dtype="int3")) is None
+    assert kept.outcome_of(replace(next(iter(kept.llama4)), backend="NONE")) is None

@@ -217,7 +217,7 @@ def look_up(kept: Matrix, cell: Cell) -> Outcome:
         OverlayError: the matrix does not have it.
     """
     # Rows of backends that FlashInfer is nothing to are kept once, as without it.
-    found = kept.llama4.get(cell) or kept.llama4.get(replace(cell, flashinfer=False))
+    found = kept.outcome_of(cell) or kept.outcome_of(replace(cell, flashinfer=False))
     if found is None:
         raise OverlayError(
             f"matrix/ does not have this configuration of {kept.release}", str(cell),
@@ -242,10 +242,9 @@ def nearest(kept: Matrix, cell: Cell, chunk: int) -> RightSettings | None:
 
 
 def _candidates(kept: Matrix, cell: Cell) -> Iterator[tuple[Cell, Outcome]]:
-    for other, outcome in kept.llama4.items():
+    for other, outcome in kept.column(cell.capability):
         if (
             outcome.verdict == "right"
-            and other.capability == cell.capability
             and other.flashinfer == _flashinfer(kept, other, cell)
             and (other.length == cell.length or other.length == "at")
             and (other.backend in (cell.backend, UNSET) or _means(other.backend, outcome))
@@ -255,7 +254,7 @@ def _candidates(kept: Matrix, cell: Cell) -> Iterator[tuple[Cell, Outcome]]:
 
 def _flashinfer(kept: Matrix, other: Cell, cell: Cell) -> bool:
     """Whether FlashInfer is installed, in the row of `other` that speaks for `cell`."""
-    return cell.flashinfer and replace(other, flashinfer=True) in kept.llama4
+    return cell.flashinfer and kept.outcome_of(replace(other, flashinfer=True)) is not None
 
 
 def _means(backend: str, outcome: Outcome) -> bool:

@@ -182,6 +182,33 @@ class Matrix(_Model):
                 yield Cell(*row.name, *place), self.outcomes[number]
 
     @functools.cached_property
+    def _numbers(self) -> dict[tuple[str, str, str, bool], list[int]]:
+        """Of Llama 4's outcomes, by row."""
+        return {row.name: expand(row.llama4) for row in self.rows}
+
+    def outcome_of(self, cell: Cell) -> Outcome | None:
+        """What becomes of Llama 4 in one cell; None if there is no such cell."""
+        numbers = self._numbers.get((cell.backend, cell.v1, cell.length, cell.flashinfer))
+        axes = self.axes
+        try:
+            dtype = axes.dtype.index(cell.dtype)
+            kv_cache_dtype = axes.kv_cache_dtype.index(cell.kv_cache_dtype)
+            capability = axes.capability.index(cell.capability)
+        except ValueError:
+            return None
+        place = dtype * len(axes.kv_cache_dtype) + kv_cache_dtype
+        index = place * len(axes.capability) + capability
+        return None if numbers is None else self.outcomes[numbers[index]]
+
+    def column(self, capability: str) -> Iterator[tuple[Cell, Outcome]]:
+        """The cells of Llama 4 on GPUs of one capability."""
+        start, step = self.axes.capability.index(capability), len(self.axes.capability)
+        for name, numbers in self._numbers.items():
+            places = product(self.axes.dtype, self.axes.kv_cache_dtype)
+            for place, number in zip(places, numbers[start::step], strict=True):
+                yield Cell(*name, *place, capability), self.outcomes[number]
+
+    @functools.cached_property
     def llama4(self) -> dict[Cell, Outcome]:
         """The cells of Llama 4."""
         return dict(self.cells("llama4"))
