@@ -214,4 +214,4 @@ def bench_command(workspace: Workspace, repeat: int, target: Path | None) -> Non
     text = bench.bench(workspace, repeat)
     sys.stdout.write(text)
     if target:
-        target.write_text(text, "utf-8")
+        target.write_text(text + bench.kept(target), "utf-8")

@@ -24,6 +24,8 @@ from overlay.releases.versions import Release
 
 #: The release that the repacking figures are of.
 RELEASE = "0.8.5.post1"
+#: Where what was written by hand begins, which stays.
+BY_HAND = "\n## Before and after\n"
 _READ_TARBALLS = """
 import sys, tarfile
 for path in sys.argv[1:]:
@@ -86,6 +88,13 @@ def bench(workspace: Workspace, repeat: int) -> str:
         _validate(workspace, repeat),
     ]
     return "\n".join(parts)
+
+
+def kept(target: Path) -> str:
+    """What was written by hand at the end of an earlier file."""
+    text = target.read_text("utf-8") if target.is_file() else ""
+    _, heading, rest = text.partition(BY_HAND)
+    return heading + rest
 
 
 def _head(repeat: int) -> str:
