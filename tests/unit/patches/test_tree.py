@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from made_upstream import Upstream, accept_use_irope, git, source_tree
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches.tree import ApplyStatus, check_out
+from overlay.patches.patch import Patch
+from overlay.patches.tree import ApplyStatus, Store, check_out
 from overlay.releases import archive
+
+Commit = Callable[[Store, str, Patch, dict[str, str]], str]
 
 
 def test_a_shared_patch_is_clean_on_its_first_tag_and_offset_later(upstream: Upstream) -> None:
@@ -171,3 +175,45 @@ def test_ignored_files_are_in_the_tree(upstream: Upstream) -> None:
     base = workspace.base(workspace.versions.get("1.0"))
     names = {path for path, _, _ in workspace.store.files(base)}
     assert names == set(source_tree("1.0"))
+
+
+def add_module(tree: Path) -> None:
+    (tree / "vllm/b.py").write_text("B = 1\n")
+
+
+def commit_nothing(store: Store, head: str, patch: Patch, _: dict[str, str]) -> str:
+    return store.commit(store.tree_of(head), head, patch.mail, patch.mail.message)
+
+
+def commit_something_else(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
+    """The files that the patch lists, with other text."""
+    for file in patch.files:
+        blob = store.run("hash-object", "-w", "--stdin", stdin=b"# Not this.\n").decode().strip()
+        store.run("update-index", "--add", "--cacheinfo", f"100644,{blob},{file.path}", env=env)
+    tree = store.run("write-tree", env=env).decode().strip()
+    return store.commit(tree, head, patch.mail, patch.mail.message)
+
+
+@pytest.mark.parametrize(
+    ("commit", "why"),
+    [
+        (
+            commit_nothing,
+            "changed [], the patch lists ['tests/test_irope.py', ",
+        ),
+        (commit_something_else, "tests/test_irope.py is not what its hunks say"),
+    ],
+)
+def test_what_git_made_is_compared_with_the_hunks(
+    bare_upstream: Upstream, monkeypatch: pytest.MonkeyPatch, commit: Commit, why: str
+) -> None:
+    """It can exit 0 without having done its work. What comes after is not tried."""
+    bare_upstream.patch("topic-a/1.0.patch", accept_use_irope, series=("1.0",))
+    bare_upstream.patch("topic-b/1.0.patch", add_module, series=("1.0",))
+    monkeypatch.setattr("overlay.patches.tree._commit", commit)
+    workspace = bare_upstream.workspace()
+    result = workspace.apply(workspace.versions.get("1.0"))
+    wrong, after = result.applied
+    assert (wrong.status, after.status) == (ApplyStatus.CONFLICT, ApplyStatus.NOT_TRIED)
+    assert f"git apply: {why}" in str(wrong.error)
+    assert result.head == result.base

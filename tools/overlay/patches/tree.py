@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from filelock import FileLock
 
@@ -42,6 +42,8 @@ _BASE_IDENTITY = "vllm-overlay <vllm-overlay@localhost> 0 +0000"
 UNKNOWN_TREE = "0" * 40
 #: In git's listings: no file.
 NO_BLOB = "0" * 40
+#: Files by path; None: there is no such file.
+Texts: TypeAlias = "dict[str, str | None]"
 
 
 class ApplyStatus(Enum):
@@ -314,16 +316,22 @@ class Store:
 
     def changed(self, old: str, new: str) -> dict[str, str]:
         """Paths that differ between two commits, with A, M or D each."""
-        return {path: how for path, (how, _) in self.changed_blobs(old, new).items()}
-
-    def changed_blobs(self, old: str, new: str) -> dict[str, tuple[str, str]]:
-        """Paths that differ between two commits, with A, M or D and the new blob id each."""
-        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--raw", old, new)
+        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--name-status", old, new)
         parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
-        found = {}
-        for info, path in zip(parts[::2], parts[1::2], strict=True):
-            _, _, _, blob, how = info.split(" ")
-            found[path] = (how, blob)
+        return dict(zip(parts[1::2], parts[::2], strict=True))
+
+    def made_by(self, commits: Iterable[str]) -> dict[str, dict[str, str]]:
+        """What each commit changed in its parent: paths, with the new blob id or `NO_BLOB` each."""
+        wanted = "".join(f"{commit}\n" for commit in commits).encode()
+        out = self.run("diff-tree", "--stdin", "-r", "-z", "--no-renames", "--raw", stdin=wanted)
+        found: dict[str, dict[str, str]] = {}
+        changes: dict[str, str] = {}
+        parts = iter(out.decode("utf-8", "surrogateescape").split("\0")[:-1])
+        for part in parts:
+            if part.startswith(":"):  # modes, blob ids and how; then the path
+                changes[next(parts)] = part.split(" ")[3]
+            else:
+                changes = found[part] = {}
         return found
 
 
@@ -364,6 +372,7 @@ def apply_series(
     applies becomes a commit with the author and date of its mail.
     """
     applied: list[Applied] = []
+    made: dict[str, Texts] = {}
     head = base
     with store.index(base) as env:
         read = [_read(store, patches, path) for path in series]
@@ -373,8 +382,10 @@ def apply_series(
             if applied and not applied[-1].status.is_good:
                 applied.append(Applied(one.path, ApplyStatus.NOT_TRIED))
                 continue
-            applied.append(_apply_one(store, release.name, head, one, texts, env))
+            applied.append(_apply_one(store, release.name, head, one, texts, env, made))
             head = applied[-1].commit or head
+    applied = _checked(store, release.name, applied, made)
+    head = next((one.commit for one in reversed(applied) if one.commit), base)
     return Result(release, base, tuple(applied), store.tree_of(head))
 
 
@@ -383,7 +394,9 @@ def apply_patch(store: Store, name: str, head: str, patches: Path, path: PatchPa
     with store.index(head) as env:
         one = _read(store, patches, path)
         touched = [file.path for file in one.patch.files] if one.patch else []
-        return _apply_one(store, name, head, one, _texts(store, head, touched), env)
+        made: dict[str, Texts] = {}
+        tried = _apply_one(store, name, head, one, _texts(store, head, touched), env, made)
+    return _checked(store, name, [tried], made)[0]
 
 
 def _read(store: Store, patches: Path, path: PatchPath) -> Applied:
@@ -398,7 +411,7 @@ def _read(store: Store, patches: Path, path: PatchPath) -> Applied:
         return Applied(path, status, error=error)
 
 
-def _texts(store: Store, head: str, paths: Iterable[str]) -> dict[str, str | None]:
+def _texts(store: Store, head: str, paths: Iterable[str]) -> Texts:
     """Files of a commit as text."""
     return {path: to_text(data) for path, data in store.show_many(head, paths).items()}
 
@@ -408,15 +421,16 @@ def _apply_one(
     name: str,
     head: str,
     one: Applied,
-    texts: dict[str, str | None],
+    texts: Texts,
     env: dict[str, str],
+    made: dict[str, Texts],
 ) -> Applied:
     """Apply a patch that was read. `texts` are the files of `head` that it touches; what it makes
-    of them is put there."""
+    of them is put there and, for its commit, into `made`, for `_checked`."""
     path, patch = one.path, one.patch
     if patch is None:
         return one
-    after: dict[str, str | None] = {}
+    after: Texts = {}
     matches: list[HunkMatch] = []
     for file in patch.files:
         after[file.path], found = apply_hunks(file, texts[file.path])
@@ -428,13 +442,13 @@ def _apply_one(
         return replace(tried, error=_conflict(name, path, tried.failures))
     try:
         commit = _commit(store, head, patch, env)
-        _assert_result(store, head, commit, after)
     except GitError as failure:
         if failure.is_machine:
             raise store.fault(failure) from failure
         why = failure.said or "it gave no reason"
         return replace(tried, error=_refused(name, path, why))
     texts.update(after)
+    made[commit] = after
     status = ApplyStatus.OFFSET if tried.offsets else ApplyStatus.CLEAN
     return replace(tried, status=status, commit=commit)
 
@@ -450,18 +464,36 @@ def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
     return store.commit(tree, head, mail, mail.message)
 
 
-def _assert_result(store: Store, head: str, commit: str, after: dict[str, str | None]) -> None:
-    """Every file the patch lists changed, no other did, and each is what the hunks say.
+def _checked(
+    store: Store, name: str, applied: Sequence[Applied], made: Mapping[str, Texts]
+) -> list[Applied]:
+    """The patches, with an error for a commit that is not what its hunks say.
 
     git can exit 0 without having done its work; the hunks were applied here as well.
     """
-    changed = store.changed_blobs(head, commit)
+    changes = store.made_by(made) if made else {}
+    checked: list[Applied] = []
+    for one in applied:
+        if checked and not checked[-1].status.is_good:
+            checked.append(Applied(one.path, ApplyStatus.NOT_TRIED))
+            continue
+        # git lists no commit that changes nothing.
+        found = changes.get(one.commit, {})
+        why = _difference(found, made[one.commit]) if one.commit else ""
+        error = _refused(name, one.path, why)
+        wrong = replace(one, status=ApplyStatus.CONFLICT, commit="", error=error)
+        checked.append(wrong if why else one)
+    return checked
+
+
+def _difference(changed: Mapping[str, str], after: Texts) -> str:
+    """In what a commit is not what the hunks make, by blob ids; empty if in nothing."""
     if changed.keys() != after.keys():
-        raise GitError("apply", 0, f"changed {sorted(changed)}, the patch lists {sorted(after)}")
+        return f"changed {sorted(changed)}, the patch lists {sorted(after)}"
     for path, text in after.items():
-        how, blob = changed[path]
-        if (how, blob) != ("D", NO_BLOB) if text is None else blob != blob_id(text):
-            raise GitError("apply", 0, f"{path} is not what its hunks say")
+        if changed[path] != (NO_BLOB if text is None else blob_id(text)):
+            return f"{path} is not what its hunks say"
+    return ""
 
 
 def blob_id(text: str) -> str:
