@@ -16,12 +16,10 @@ from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 from overlay.testing.environment import Environment
-from overlay.wheels.build import build_wheel
+from overlay.wheels.build import wheel_of
 
 #: What tests/matrix needs beside the wheel.
 NEEDS = ("pytest", "hypothesis")
-
-
 #: Seconds; a whole release takes 4 minutes on two cores.
 TIMEOUT = 1200.0
 
@@ -53,12 +51,6 @@ def run(
         environment.cache.forget(workspace.versions.upstream.project)
 
 
-def _wheel(workspace: Workspace, release: Release, folder: Path, variant: Variant) -> Path:
-    if variant == "stock":
-        return workspace.fetcher.fetch(release, "wheel", check=True)
-    return build_wheel(workspace, release, folder / "dist").path
-
-
 def _run_one(
     workspace: Workspace,
     environment: Environment,
@@ -69,7 +61,8 @@ def _run_one(
 ) -> Matrix:
     release = environment.release
     log = log_for(release.name)
-    environment.install(str(_wheel(workspace, release, folder, variant)), *NEEDS)
+    wheel = wheel_of(workspace, release, variant == "stock", folder / "dist")
+    environment.install(str(wheel), *NEEDS)
     result = folder / f"{variant}.json"
     result.unlink(missing_ok=True)
     arguments = ["-m", "matrix", str(result), "--jobs", str(jobs)]

@@ -42,8 +42,6 @@ class AttemptStatus(Enum):
 class Attempt:
     """One patch, tried."""
 
-    own: Applied
-    """The patch on its own release."""
     path: PatchPath
     """The file that applies, or whose reverse does; else its own release's."""
     applied: Applied
@@ -84,7 +82,7 @@ def try_patch(
         applied = apply_patch(store, release, head, patches, path)
         fits = applied.status.is_good and may_be_listed(path)
         if fits or applied.status is ApplyStatus.UPSTREAMED:
-            return Attempt(own, path, applied)
+            return Attempt(path, applied)
         if applied.error and applied.status in (ApplyStatus.BROKEN, ApplyStatus.MISSING):
             raise applied.error
         first = first or applied
@@ -92,4 +90,4 @@ def try_patch(
     merge = threeway.merge(store, head, f"{own.commit}^", own.commit)
     if merge.is_empty:
         first = Applied(own.path, ApplyStatus.UPSTREAMED, first.patch)
-    return Attempt(own, own.path, first, merge)
+    return Attempt(own.path, first, merge)

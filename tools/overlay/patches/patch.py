@@ -108,10 +108,10 @@ def read_patch(
             "Restore it from git, or take its line out of the series",
             Exit.PATCH,
         ) from error
-    mail = known.get(data) if known is not None else None
-    mail = mail or parse_mail(git, data, str(path))
-    if known is not None:
-        known[data] = mail
+    known = {} if known is None else known
+    if data not in known:
+        known[data] = parse_mail(git, data, str(path))
+    mail = known[data]
     return Patch(path, data, mail, parse_diff(mail.diff, str(path)))
 
 

@@ -18,8 +18,6 @@ from overlay.releases.versions import Release
 
 #: uv caches kept, one a torch version.
 KEEP = 2
-
-
 #: Seconds after its last use until a cache counts as idle: another run may be installing.
 IDLE = 300.0
 

@@ -22,7 +22,7 @@ from overlay.releases.versions import Release
 from overlay.testing import junit
 from overlay.testing.environment import Environment
 from overlay.testing.junit import Case
-from overlay.wheels.build import build_wheel
+from overlay.wheels.build import wheel_of
 
 Which = Literal["stock", "patched"]
 
@@ -62,9 +62,7 @@ class Runs:
 
     def wheel(self, which: Which) -> Path:
         """The official wheel, checked, or the patched one, built."""
-        if which == "stock":
-            return self.workspace.fetcher.fetch(self.release, "wheel", check=True)
-        return build_wheel(self.workspace, self.release, self.folder / "dist").path
+        return wheel_of(self.workspace, self.release, which == "stock", self.folder / "dist")
 
     def install(self, which: Which) -> None:
         """Install a wheel, in place of the other one.

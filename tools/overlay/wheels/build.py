@@ -71,6 +71,17 @@ def build_wheel(workspace: Workspace, release: Release, folder: Path) -> Built:
     return Built(target, *built)
 
 
+def wheel_of(workspace: Workspace, release: Release, is_stock: bool, folder: Path) -> Path:
+    """The official wheel, checked, or the patched one, built into `folder`.
+
+    Raises:
+        OverlayError: as `Fetcher.fetch`, or as `build_wheel`.
+    """
+    if is_stock:
+        return workspace.fetcher.fetch(release, "wheel", check=True)
+    return build_wheel(workspace, release, folder).path
+
+
 def require_locked_tree(workspace: Workspace, release: Release) -> Result:
     """The release with its series applied, if that is the tree locked in VERSIONS.toml.
 

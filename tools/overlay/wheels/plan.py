@@ -9,7 +9,7 @@ from typing import IO
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.changes import Changes, shipped
-from overlay.patches.tree import Result, Store
+from overlay.patches.tree import Result
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions
 from overlay.wheels import rawzip, record
@@ -69,10 +69,12 @@ def plan_wheel(
     store = workspace.store
     changes = shipped(store, result)
     for path, how in changes.kinds.items():
-        member = by_name.get(path)
-        require_repackable(release, path, how, member is not None)
-        if member is not None:
-            _require_same_base(store, release, result, path, stream, member)
+        require_repackable(release, path, how, path in by_name)
+    in_wheel = [path for path in changes.kinds if path in by_name]
+    for path, data in store.show_many(result.base, in_wheel).items():
+        if data != rawzip.read(stream, by_name[path]):
+            why = "the official wheel has other text there than the sdist"
+            raise _not_repackable(release, path, why)
 
     def read(name: str) -> str:
         return text_of(stream, by_name, name, release)
@@ -123,14 +125,6 @@ def require_repackable(release: Release, path: str, how: str, is_in_wheel: bool)
     if path == VERSION_MODULE:
         why = "the version is the build's own"
     raise _not_repackable(release, path, why)
-
-
-def _require_same_base(
-    store: Store, release: Release, result: Result, path: str, stream: IO[bytes], member: Member
-) -> None:
-    if store.show(result.base, path) != rawzip.read(stream, member):
-        why = "the official wheel has other text there than the sdist"
-        raise _not_repackable(release, path, why)
 
 
 def _not_repackable(release: Release, path: str, why: str) -> OverlayError:
