@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -237,10 +237,12 @@ def bench_layer(backend: str) -> dict[str, Any]:
 
 LAYERS = 4
 """Of an engine at Scout's shape: three RoPE layers and one without positions."""
-NEW_TOKENS, MOST_PROMPTS = 64, 4
+NEW_TOKENS, MOST_PROMPTS = 256, 4
 LENGTHS = (4096, 16384, 65536, 131000)
 """Tokens of a prompt: below a chunk, and of many chunks."""
 ENGINE_ROUNDS = 5
+CAPTURED = 8192
+"""Tokens; vLLM's default of `max_seq_len_to_capture`."""
 ENVIRONMENTS = {
     "xformers": V0_XFORMERS,
     "flash_attn": V0_FLASH,
@@ -248,7 +250,7 @@ ENVIRONMENTS = {
 }
 
 
-def scout_config() -> Any:
+def scout_config(layers: int) -> Any:
     """Scout's text config but for the number of layers and a small vocabulary."""
     import llama4_checkpoint
 
@@ -257,21 +259,24 @@ def scout_config() -> Any:
         hidden_size=5120,
         intermediate_size=8192,
         intermediate_size_mlp=16384,
-        num_hidden_layers=LAYERS,
+        num_hidden_layers=layers,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_SIZE,
         max_position_embeddings=2 * LONG,
         attention_chunk_size=CHUNK,
-        no_rope_layers=llama4_checkpoint.NO_ROPE_LAYERS,
+        no_rope_layers=llama4_checkpoint.NO_ROPE_LAYERS * (layers // LAYERS),
         num_local_experts=16,
         architectures=["Llama4ForCausalLM"],
         torch_dtype="bfloat16",
     )
 
 
-def serve_engine(model: str) -> None:
-    """Answer each line "COUNT LENGTH" with JSON: seconds of a prompt alone and with new tokens."""
+def serve_engine(model: str, captured: int) -> None:
+    """Answer each line "COUNT LENGTH" with JSON: seconds of a prompt alone and with new tokens.
+
+    `captured`: up to how many tokens V0 decodes in CUDA graphs.
+    """
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -283,6 +288,7 @@ def serve_engine(model: str) -> None:
         gpu_memory_utilization=0.45,
         enable_prefix_caching=False,
         disable_log_stats=True,
+        max_seq_len_to_capture=captured,
     )
 
     def seconds(count: int, length: int, new_tokens: int) -> float:
@@ -306,10 +312,10 @@ def serve_engine(model: str) -> None:
 class Engine:
     """A process with one engine, which is asked in turns with others."""
 
-    def __init__(self, pythonpath: str, model: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, pythonpath: str, model: Path, captured: int, env: Mapping[str, str]) -> None:
         tests = str(Path(__file__).parents[1])
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "gpu.speed", "serve", str(model)],
+            [sys.executable, "-m", "gpu.speed", "serve", str(model), str(captured)],
             env={**os.environ, **env, "PYTHONPATH": os.pathsep.join([tests, pythonpath])},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -333,27 +339,26 @@ class Engine:
         return found
 
 
-def bench_engines(
-    env: Mapping[str, str],
-    paths: Mapping[str, str],
-    counts: Sequence[int],
-    lengths: Sequence[int],
-    rounds: int,
-) -> dict[str, Any]:
+def bench_engines(args: argparse.Namespace) -> dict[str, Any]:
     """Tokens a second of stock and patched engines, both on the GPU and asked in turns.
 
-    Decoding is the difference between a run with new tokens and one without.
+    Decoding is the difference between a run with new tokens and one without. A turn begins with
+    the other engine each time, and the first is not counted.
     """
+    paths = {"stock": args.stock, "patched": args.patched}
+    env = ENVIRONMENTS[args.backend]
     with tempfile.TemporaryDirectory() as name:
-        scout_config().save_pretrained(name)
-        engines = {which: Engine(path, Path(name), env) for which, path in paths.items()}
+        scout_config(args.layers).save_pretrained(name)
+        engines = {
+            which: Engine(path, Path(name), args.captured, env) for which, path in paths.items()
+        }
         found: dict[str, Any] = {}
-        for count in counts:
-            for length in lengths:
+        for count in args.counts:
+            for length in args.lengths:
                 runs: dict[str, list[list[float]]] = {which: [] for which in engines}
-                for turn in range(1 + rounds):
-                    for which, engine in engines.items():
-                        answer = engine.ask(count, length)
+                for turn in range(1 + args.rounds):
+                    for which in sorted(engines, reverse=bool(turn % 2)):
+                        answer = engines[which].ask(count, length)
                         if turn:
                             runs[which].append(answer)
                 found[f"{count} x {length}"] = {
@@ -362,14 +367,18 @@ def bench_engines(
                 print(f"{count} x {length}: {found[f'{count} x {length}']}", file=sys.stderr)
         for engine in engines.values():
             engine.process.kill()
-    return {"tokens_per_second": found}
+    return {"layers": args.layers, "captured": args.captured, "tokens_per_second": found}
 
 
-def rates(count: int, length: int, runs: list[list[float]]) -> dict[str, float]:
-    """Medians of tokens a second: of the prompts, and of new tokens."""
-    prompt = statistics.median(alone for alone, _ in runs)
-    decode = statistics.median(both - alone for alone, both in runs)
-    return {"prompt": count * length / prompt, "decode": count * NEW_TOKENS / decode}
+def rates(count: int, length: int, runs: list[list[float]]) -> dict[str, Any]:
+    """Tokens a second: of the prompts, and of new tokens; medians and each run's."""
+    prompt = [count * length / alone for alone, _ in runs]
+    decode = [count * NEW_TOKENS / (both - alone) for alone, both in runs]
+    return {
+        "prompt": statistics.median(prompt),
+        "decode": statistics.median(decode),
+        "runs": {"prompt": prompt, "decode": decode},
+    }
 
 
 def main() -> None:
@@ -387,17 +396,21 @@ def main() -> None:
     engines.add_argument("--counts", type=int, nargs="+", default=[1, MOST_PROMPTS])
     engines.add_argument("--lengths", type=int, nargs="+", default=LENGTHS)
     engines.add_argument("--rounds", type=int, default=ENGINE_ROUNDS)
-    commands.add_parser("serve").add_argument("model")
+    engines.add_argument("--layers", type=int, default=LAYERS, help="a multiple of four")
+    engines.add_argument(
+        "--captured",
+        type=int,
+        default=CAPTURED,
+        help="tokens up to which V0 decodes in CUDA graphs; vLLM's own is the default",
+    )
+    serve = commands.add_parser("serve")
+    serve.add_argument("model")
+    serve.add_argument("captured", type=int)
     args = parser.parse_args()
     if args.what == "serve":
-        serve_engine(args.model)
+        serve_engine(args.model, args.captured)
         return
-    if args.what == "layer":
-        found = bench_layer(args.backend)
-    else:
-        paths = {"stock": args.stock, "patched": args.patched}
-        env = ENVIRONMENTS[args.backend]
-        found = bench_engines(env, paths, args.counts, args.lengths, args.rounds)
+    found = bench_layer(args.backend) if args.what == "layer" else bench_engines(args)
     import vllm
 
     about = {
