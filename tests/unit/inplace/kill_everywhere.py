@@ -21,8 +21,7 @@ from faults.tool import is_write
 from overlay.answers.probe import Python
 from overlay.base.errors import OverlayError
 from overlay.base.project import Project
-from overlay.inplace import inplace
-from overlay.inplace.site_files import STAGE
+from overlay.inplace import inplace, site_files
 from overlay.patches.workspace import Workspace
 
 
@@ -31,7 +30,7 @@ def digest(site: Path) -> str:
     found = hashlib.sha256()
     for path in sorted(site.rglob("*")):
         name = path.relative_to(site)
-        if path.is_file() and "__pycache__" not in name.parts and name.parts[0] != STAGE:
+        if path.is_file() and "__pycache__" not in name.parts and name.parts[0] != site_files.STAGE:
             found.update(f"{name} {path.stat().st_mode:o}\n".encode() + path.read_bytes())
     return found.hexdigest()
 
@@ -82,12 +81,12 @@ def main() -> None:
         shutil.copytree(original, site)
         killed = killed_before(number, root, site, what)
         after_kill, error = digest(site), ""
-        begun = (site / STAGE / "journal.json").exists()
+        begun = site_files.journal(site).is_planned()
         try:
             work(root, site, what)
         except OverlayError as refused:
             error = str(refused)
-        left = (site / STAGE).exists()
+        left = (site / site_files.STAGE).exists()
         print(json.dumps({"killed": killed, "begun": begun, "after_kill": after_kill,
                           "after": digest(site), "error": error, "left": left}))  # fmt: skip
         shutil.rmtree(site)

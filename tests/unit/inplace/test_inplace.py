@@ -18,6 +18,7 @@ import pytest
 from made_upstream import WHEEL, Ran, Upstream, accept_use_irope, git
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.journal import Journal
 from overlay.inplace import inplace, site_files
 from overlay.inplace.inplace import InPlaceResult
 from overlay.releases.uv import find_uv
@@ -510,11 +511,11 @@ def test_changed_between_the_kill_and_the_next_run(
         raise SystemExit
 
     with monkeypatch.context() as patching:
-        patching.setattr(site_files, "_settle", stop)
-        patching.setattr(site_files, "_undo", lambda *_: None)
+        patching.setattr(Journal, "_clear", stop)
+        patching.setattr(Journal, "_undo", lambda *_: None)
         with pytest.raises(SystemExit):
             place.install()
-    assert site_files.is_interrupted(place.site)
+    assert site_files.journal(place.site).is_planned()
     (place.site / "vllm/attention.py").write_bytes(original)
     with pytest.raises(OverlayError, match=r"vllm/attention\.py was changed since"):
         place.install()

@@ -119,7 +119,7 @@ def refresh_command(
         workspace.require_topic(topic)
     chosen = workspace.versions.select(releases, patched=True)
     with transaction.locked(workspace.project.root):
-        if check and transaction.is_unfinished(workspace.project.root):
+        if check and transaction.unfinished(workspace.project.root):
             raise _unfinished(workspace.project.root)
         label = transaction.unfinished(workspace.project.root)
         if finished := transaction.finish(workspace.project.root):
@@ -258,7 +258,7 @@ def normalize_command(
     names = {path.first_tag for path in paths}
     root = workspace.project.root
     with transaction.locked(root):
-        if transaction.is_unfinished(root):
+        if transaction.unfinished(root):
             raise _unfinished(root)
         with workspace.progress.steps("normalizing", len(names)) as done:
             found = normalize.normalize(workspace, paths, done)

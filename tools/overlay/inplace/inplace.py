@@ -21,6 +21,7 @@ from typing import Literal
 
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.journal import ChangedMeanwhileError
 from overlay.base.paths import is_safe_path
 from overlay.inplace import installed, site_files
 from overlay.inplace.installed import Target
@@ -142,20 +143,20 @@ def _opened(workspace: Workspace, python: Python, dry_run: bool) -> Iterator[tup
     project, recovered = workspace.versions.upstream.project, False
     site = installed.find_site(python, project)
     try:
-        with site_files.locked(site):
-            if site_files.is_interrupted(site):
+        with site_files.locked(site) as journal:
+            if journal.is_left():
                 if dry_run:
                     raise _interrupted(
                         site,
                         "an earlier run was interrupted",
                         "Run it without --dry-run: it brings that to its end",
                     )
-                recovered = site_files.recover(site)
+                recovered = bool(journal.finish())
             yield installed.read(site, project), recovered
-    except site_files.ChangedMeanwhileError as error:
+    except ChangedMeanwhileError as error:
         raise _interrupted(
             site,
-            f"an earlier run was interrupted, and {error} was changed since",
+            f"an earlier run was interrupted, and {error.path} was changed since",
             f"Delete {site / site_files.STAGE} and install vLLM again: "
             f"{installed.reinstall('RELEASE')}",
         ) from error
@@ -405,4 +406,9 @@ def _write(target: Target, writing: _Writing) -> None:
     for folder in sorted({target.site, *((target.site / name).parent for name in names)}):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
             raise _unwritable(folder, "this user may not, or it is read-only")
-    site_files.change(target.site, writing.written, writing.removed, writing.models)
+    # What is new comes first: there is never less than one whole dist-info's METADATA.
+    files: dict[str, bytes | None] = {
+        name: writing.written[name] for name in sorted(writing.written)
+    }
+    files |= dict.fromkeys(sorted(writing.removed), None)
+    site_files.journal(target.site).write(files, models=writing.models)
