@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from made_upstream import Upstream, accept_use_irope, git, source_tree
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.git import GitError
+from overlay.patches import tree
 from overlay.patches.patch import Patch
 from overlay.patches.tree import ApplyStatus, Store, check_out
 from overlay.releases import archive
 
-Commit = Callable[[Store, str, Patch, dict[str, str]], str]
+GitApply = Callable[[Store, Sequence[Patch], Mapping[str, str]], str]
 
 
 def test_a_shared_patch_is_clean_on_its_first_tag_and_offset_later(upstream: Upstream) -> None:
@@ -181,39 +183,108 @@ def add_module(tree: Path) -> None:
     (tree / "vllm/b.py").write_text("B = 1\n")
 
 
-def commit_nothing(store: Store, head: str, patch: Patch, _: dict[str, str]) -> str:
-    return store.commit(store.tree_of(head), head, patch.mail, patch.mail.message)
+def apply_nothing(store: Store, _: Sequence[Patch], env: Mapping[str, str]) -> str:
+    return store.run("write-tree", env=env).decode().strip()
 
 
-def commit_something_else(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
-    """The files that the patch lists, with other text."""
-    for file in patch.files:
+def apply_something_else(store: Store, patches: Sequence[Patch], env: Mapping[str, str]) -> str:
+    """The files that the patches list, with other text."""
+    for path in sorted({file.path for patch in patches for file in patch.files}):
         blob = store.run("hash-object", "-w", "--stdin", stdin=b"# Not this.\n").decode().strip()
-        store.run("update-index", "--add", "--cacheinfo", f"100644,{blob},{file.path}", env=env)
-    tree = store.run("write-tree", env=env).decode().strip()
-    return store.commit(tree, head, patch.mail, patch.mail.message)
+        store.run("update-index", "--add", "--cacheinfo", f"100644,{blob},{path}", env=env)
+    return store.run("write-tree", env=env).decode().strip()
 
 
 @pytest.mark.parametrize(
-    ("commit", "why"),
+    ("git_apply", "why"),
     [
         (
-            commit_nothing,
+            apply_nothing,
             "changed [], the patch lists ['tests/test_irope.py', ",
         ),
-        (commit_something_else, "tests/test_irope.py is not what its hunks say"),
+        (apply_something_else, "tests/test_irope.py is not what its hunks say"),
     ],
 )
 def test_what_git_made_is_compared_with_the_hunks(
-    bare_upstream: Upstream, monkeypatch: pytest.MonkeyPatch, commit: Commit, why: str
+    bare_upstream: Upstream, monkeypatch: pytest.MonkeyPatch, git_apply: GitApply, why: str
 ) -> None:
     """It can exit 0 without having done its work. What comes after is not tried."""
     bare_upstream.patch("topic-a/1.0.patch", accept_use_irope, series=("1.0",))
     bare_upstream.patch("topic-b/1.0.patch", add_module, series=("1.0",))
-    monkeypatch.setattr("overlay.patches.tree._commit", commit)
+    monkeypatch.setattr("overlay.patches.tree._git_apply", git_apply)
     workspace = bare_upstream.workspace()
     result = workspace.apply(workspace.versions.get("1.0"))
     wrong, after = result.applied
     assert (wrong.status, after.status) == (ApplyStatus.CONFLICT, ApplyStatus.NOT_TRIED)
     assert f"git apply: {why}" in str(wrong.error)
     assert result.head == result.base
+
+
+def test_what_git_takes_one_by_one_alone_is_taken(
+    bare_upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All patches at once are for speed."""
+    bare_upstream.patch("topic-a/1.0.patch", accept_use_irope, series=("1.0",))
+    bare_upstream.patch("topic-b/1.0.patch", add_module, series=("1.0",))
+    workspace = bare_upstream.workspace()
+    release = workspace.versions.get("1.0")
+    at_once = workspace.apply(release)
+
+    def one_alone(store: Store, patches: Sequence[Patch], env: Mapping[str, str]) -> str:
+        if len(patches) > 1:
+            raise GitError("apply", 1, "error: no more than one")
+        return git_apply(store, patches, env)
+
+    git_apply = tree._git_apply
+    monkeypatch.setattr(tree, "_git_apply", one_alone)
+    assert workspace.apply(release) == at_once
+    assert all(one.status.is_good for one in at_once.applied)
+
+
+def test_the_second_of_two_that_git_refuses_is_named(
+    bare_upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare_upstream.patch("topic-a/1.0.patch", accept_use_irope, series=("1.0",))
+    bare_upstream.patch("topic-b/1.0.patch", add_module, series=("1.0",))
+
+    def refuse(store: Store, patches: Sequence[Patch], env: Mapping[str, str]) -> str:
+        if patches[-1].path.topic == "topic-b":
+            raise GitError("apply", 1, "error: not this")
+        return git_apply(store, patches, env)
+
+    git_apply = tree._git_apply
+    monkeypatch.setattr(tree, "_git_apply", refuse)
+    workspace = bare_upstream.workspace()
+    result = workspace.apply(workspace.versions.get("1.0"))
+    first, second = result.applied
+    assert (first.status, second.status) == (ApplyStatus.CLEAN, ApplyStatus.CONFLICT)
+    assert "topic-b/1.0.patch does not apply: git apply: error: not this" in str(second.error)
+    assert result.head == first.commit
+
+
+def make_script(tree: Path) -> None:
+    (tree / "vllm/run.sh").write_text("#!/bin/sh\n")
+    (tree / "vllm/run.sh").chmod(0o755)
+
+
+def test_files_keep_their_modes(bare_upstream: Upstream) -> None:
+    bare_upstream.patch("topic-a/1.0.patch", make_script, series=("1.0",))
+    bare_upstream.patch("topic-b/1.0.patch", add_module, series=("1.0",))
+    workspace = bare_upstream.workspace()
+    result = workspace.apply(workspace.versions.get("1.0")).require()
+    for one in result.applied:
+        files = {path: mode for path, mode, _ in workspace.store.files(one.commit)}
+        assert [path for path, is_executable in files.items() if is_executable] == ["vllm/run.sh"]
+
+
+def test_commits_are_those_that_git_commit_tree_makes(upstream: Upstream) -> None:
+    workspace = upstream.workspace()
+    store = workspace.store
+    result = workspace.apply(workspace.versions.get("1.1")).require()
+    parent = result.base
+    for one in result.applied:
+        assert one.patch is not None
+        mail = one.patch.mail
+        assert one.commit == store.commit(store.tree_of(one.commit), parent, mail, mail.message)
+        parent = one.commit
+    assert store.run("for-each-ref", "refs/overlay/scratch") == b""

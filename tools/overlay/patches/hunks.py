@@ -110,11 +110,13 @@ class FileDiff:
     is_new: bool
     is_deleted: bool
     hunks: tuple[Hunk, ...]
+    mode: str = "100644"
+    """Of a file that is made or removed, as git writes it."""
 
     def reversed(self) -> FileDiff:
         """The diff that takes this one back."""
         hunks = tuple(hunk.reversed() for hunk in self.hunks)
-        return FileDiff(self.path, self.is_deleted, self.is_new, hunks)
+        return FileDiff(self.path, self.is_deleted, self.is_new, hunks, self.mode)
 
 
 def parse_diff(diff: str, where: str) -> tuple[FileDiff, ...]:
@@ -172,7 +174,9 @@ def _file_diff(parsed: PatchedFile, where: str) -> FileDiff:
         if side not in ("/dev/null", missing + path):
             raise _broken(where, f"{side!r} is not {missing}{path}")
     hunks = tuple(_hunk(h) for h in parsed)
-    return FileDiff(path, bool(parsed.is_added_file), bool(parsed.is_removed_file), hunks)
+    modes = [found[1] for line in parsed.patch_info or () if (found := _NEW_MODE.match(line))]
+    is_new, is_deleted = bool(parsed.is_added_file), bool(parsed.is_removed_file)
+    return FileDiff(path, is_new, is_deleted, hunks, *modes[:1])
 
 
 def _hunk(parsed: ParsedHunk) -> Hunk:

@@ -90,9 +90,9 @@ class Patch:
 
 
 def read_patch(
-    git: Git, patches: Path, path: PatchPath, known: dict[bytes, Mail] | None = None
+    git: Git, patches: Path, path: PatchPath, known: dict[PatchPath, Patch] | None = None
 ) -> Patch:
-    """Read and parse one patch; `known` are mails that were parsed already, by their text.
+    """Read and parse one patch; `known` are patches that were parsed already, and it is added.
 
     Raises:
         OverlayError: missing, unreadable, not a mail with one diff, or a diff refused by
@@ -109,10 +109,11 @@ def read_patch(
             Exit.PATCH,
         ) from error
     known = {} if known is None else known
-    if data not in known:
-        known[data] = parse_mail(git, data, str(path))
-    mail = known[data]
-    return Patch(path, data, mail, parse_diff(mail.diff, str(path)))
+    patch = known.get(path)
+    if patch is None or patch.data != data:
+        mail = parse_mail(git, data, str(path))
+        patch = known[path] = Patch(path, data, mail, parse_diff(mail.diff, str(path)))
+    return patch
 
 
 def parse_mail(git: Git, data: bytes, where: str) -> Mail:

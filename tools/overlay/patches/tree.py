@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
 from typing import IO, TypeAlias
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -42,6 +44,15 @@ _BASE_IDENTITY = "vllm-overlay <vllm-overlay@localhost> 0 +0000"
 UNKNOWN_TREE = "0" * 40
 #: In git's listings: no file.
 NO_BLOB = "0" * 40
+#: fast-import leaves a pack for each run, which nothing would clear away; its objects are wanted
+#: as loose ones, and the pack in between need not be small.
+_LOOSE = {
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "fastimport.unpackLimit",
+    "GIT_CONFIG_VALUE_0": "1000000",
+    "GIT_CONFIG_KEY_1": "pack.compression",
+    "GIT_CONFIG_VALUE_1": "0",
+}
 #: Files by path; None: there is no such file.
 Texts: TypeAlias = "dict[str, str | None]"
 
@@ -127,13 +138,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a patch makes of the files that it touches."""
+
+    patch: Patch
+    after: Texts
+    modes: Mapping[str, str]
+    """By path, as git writes them."""
+
+
+@dataclass(frozen=True)
 class Store:
     """A bare repository in the cache that holds the releases' source trees."""
 
     folder: Path
     git: Git = field(repr=False)
-    mails: dict[bytes, Mail] = field(default_factory=dict, repr=False, compare=False)
-    """Patches that were parsed already, by their text: releases share most."""
+    known: dict[PatchPath, Patch] = field(default_factory=dict, repr=False, compare=False)
+    """Patches that were parsed already, as they were last read: releases share most."""
+    trees: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Tree ids by commit, as far as they were asked for."""
 
     @classmethod
     def open(cls, cache: Path) -> Store:
@@ -225,13 +248,19 @@ class Store:
 
     def tree_of(self, commit: str) -> str:
         """Tree id of a commit."""
-        return self.run("rev-parse", f"{commit}^{{tree}}").decode().strip()
+        if commit not in self.trees:
+            self.trees[commit] = self.run("rev-parse", f"{commit}^{{tree}}").decode().strip()
+        return self.trees[commit]
 
     def _resolve(self, ref: str) -> str | None:
         try:
-            return self.git.text("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+            commit, tree = self.git.text(
+                "rev-parse", f"{ref}^{{commit}}", f"{ref}^{{tree}}"
+            ).split()
         except GitError:
             return None
+        self.trees[commit] = tree
+        return commit
 
     def _import(self, name: str, pinned: PinnedFile, sdist: Path, ref: str) -> str:
         stream = io.BytesIO()
@@ -251,6 +280,28 @@ class Store:
         }
         out = self.run("commit-tree", tree, "-p", parent, stdin=message.encode(), env=who)
         return out.decode().strip()
+
+    def commits(self, parent: str, changes: Sequence[Change]) -> list[str]:
+        """A commit for each of `changes`, one on the other and the first on `parent`, as `commit`
+        makes them. One process for all of them."""
+        ref = f"refs/overlay/scratch/{uuid4().hex}"
+        stream = io.BytesIO()
+        stream.write(b"feature done\n")
+        for number, change in enumerate(changes, 1):
+            _write_commit(stream, ref, number, parent, change)
+            parent = f":{number}"
+        stream.write(f"reset {ref}\nfrom {NO_BLOB}\n\n".encode())  # it goes again
+        for number in range(1, 1 + len(changes)):
+            stream.write(b'get-mark :%d\nls :%d ""\n' % (number, number))
+        stream.write(b"done\n")
+        out = self.run(
+            "fast-import", "--quiet", "--done", "--date-format=rfc2822", "--depth=0",
+            stdin=stream.getvalue(), env=_LOOSE,
+        )  # fmt: skip
+        lines = out.decode().splitlines()
+        # "040000 tree ID", a tab and no path.
+        self.trees.update(zip(lines[::2], (line.split()[2] for line in lines[1::2]), strict=True))
+        return lines[::2]
 
     @contextmanager
     def index(self, commit: str) -> Iterator[dict[str, str]]:
@@ -276,16 +327,16 @@ class Store:
         Two processes for all of them, where `show` takes one or two for each.
         """
         wanted = sorted(set(paths))
-        blobs = {path: blob for path, _, blob in self._listing(treeish, wanted)}
-        data = self._blobs(blobs[path] for path in wanted if path in blobs)
-        return {path: data[blobs[path]] if path in blobs else None for path in wanted}
+        found = {path: data for path, _, data in self.files(treeish, wanted)} if wanted else {}
+        return {path: found.get(path) for path in wanted}
 
     def _is_folder(self, name: str) -> bool:
         return self.run("cat-file", "-t", name) == b"tree\n"
 
-    def files(self, commit: str) -> Iterator[tuple[str, bool, bytes]]:
-        """Every file of a commit: path, whether it is executable, bytes; in path order."""
-        entries = self._listing(commit)
+    def files(self, treeish: str, paths: Sequence[str] = ()) -> Iterator[tuple[str, bool, bytes]]:
+        """Every file of a commit or tree, or of `paths` alone: path, whether it is executable,
+        bytes; in path order."""
+        entries = self._listing(treeish, paths)
         data = self._blobs(blob for _, _, blob in entries)
         yield from ((path, executable, data[blob]) for path, executable, blob in entries)
 
@@ -320,19 +371,12 @@ class Store:
         parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
         return dict(zip(parts[1::2], parts[::2], strict=True))
 
-    def made_by(self, commits: Iterable[str]) -> dict[str, dict[str, str]]:
-        """What each commit changed in its parent: paths, with the new blob id or `NO_BLOB` each."""
-        wanted = "".join(f"{commit}\n" for commit in commits).encode()
-        out = self.run("diff-tree", "--stdin", "-r", "-z", "--no-renames", "--raw", stdin=wanted)
-        found: dict[str, dict[str, str]] = {}
-        changes: dict[str, str] = {}
-        parts = iter(out.decode("utf-8", "surrogateescape").split("\0")[:-1])
-        for part in parts:
-            if part.startswith(":"):  # modes, blob ids and how; then the path
-                changes[next(parts)] = part.split(" ")[3]
-            else:
-                changes = found[part] = {}
-        return found
+    def blobs_changed(self, old: str, new: str) -> dict[str, str]:
+        """Paths that differ between two trees, with the new blob id or `NO_BLOB` each."""
+        out = self.run("diff-tree", "-r", "-z", "--no-renames", "--raw", old, new)
+        parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
+        # Modes, blob ids and how; then the path.
+        return {path: how.split(" ")[3] for how, path in zip(parts[::2], parts[1::2], strict=True)}
 
 
 def _init_bare(folder: Path) -> None:
@@ -358,6 +402,26 @@ def _write_fast_import(subject: str, sdist: Path, ref: str, stream: IO[bytes]) -
     stream.write(b"done\n")
 
 
+def _write_commit(stream: IO[bytes], ref: str, mark: int, parent: str, change: Change) -> None:
+    """Write a change as a commit in git's fast-import format; its mark is a number."""
+    mail = change.patch.mail
+    message = mail.message.encode()
+    # As git does with names that it is given otherwise.
+    author, email = (re.sub("[<>]", "", each) for each in (mail.author, mail.email))
+    stream.write(f"commit {ref}\nmark :{mark}\n".encode())
+    for role in ("author", "committer"):
+        stream.write(f"{role} {author} <{email}> {mail.date}\n".encode())
+    stream.write(b"data %d\n%s\nfrom %s\n" % (len(message), message, parent.encode()))
+    for path, text in change.after.items():
+        data, quoted = to_bytes(text), _quote(path)
+        if data is None:
+            stream.write(b"D %s\n" % quoted)
+            continue
+        mode = change.modes[path].encode()
+        stream.write(b"M %s inline %s\ndata %d\n%s\n" % (mode, quoted, len(data), data))
+    stream.write(b"\n")
+
+
 def _quote(path: str) -> bytes:
     raw = path.encode("utf-8", "surrogateescape")
     return b'"' + raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"') + b'"'
@@ -371,39 +435,22 @@ def apply_series(
     Stops at the first patch that does not apply; the rest are NOT_TRIED. Every patch that
     applies becomes a commit with the author and date of its mail.
     """
-    applied: list[Applied] = []
-    made: dict[str, Texts] = {}
-    head = base
-    with store.index(base) as env:
-        read = [_read(store, patches, path) for path in series]
-        touched = {file.path for one in read if one.patch for file in one.patch.files}
-        texts = _texts(store, base, touched)
-        for one in read:
-            if applied and not applied[-1].status.is_good:
-                applied.append(Applied(one.path, ApplyStatus.NOT_TRIED))
-                continue
-            applied.append(_apply_one(store, release.name, head, one, texts, env, made))
-            head = applied[-1].commit or head
-    applied = _checked(store, release.name, applied, made)
+    read = [_read(store, patches, path) for path in series]
+    applied = _apply(store, release.name, base, read)
     head = next((one.commit for one in reversed(applied) if one.commit), base)
     return Result(release, base, tuple(applied), store.tree_of(head))
 
 
 def apply_patch(store: Store, name: str, head: str, patches: Path, path: PatchPath) -> Applied:
     """Apply one patch to the commit `head`, with zero fuzz; release `name` is for errors."""
-    with store.index(head) as env:
-        one = _read(store, patches, path)
-        touched = [file.path for file in one.patch.files] if one.patch else []
-        made: dict[str, Texts] = {}
-        tried = _apply_one(store, name, head, one, _texts(store, head, touched), env, made)
-    return _checked(store, name, [tried], made)[0]
+    return _apply(store, name, head, [_read(store, patches, path)])[0]
 
 
 def _read(store: Store, patches: Path, path: PatchPath) -> Applied:
     """A patch that is not tried yet, or the reason why it can't be."""
     try:
         return Applied(
-            path, ApplyStatus.NOT_TRIED, read_patch(store.git, patches, path, store.mails)
+            path, ApplyStatus.NOT_TRIED, read_patch(store.git, patches, path, store.known)
         )
     except OverlayError as error:
         missing = not path.under(patches).exists()
@@ -411,25 +458,37 @@ def _read(store: Store, patches: Path, path: PatchPath) -> Applied:
         return Applied(path, status, error=error)
 
 
-def _texts(store: Store, head: str, paths: Iterable[str]) -> Texts:
-    """Files of a commit as text."""
-    return {path: to_text(data) for path, data in store.show_many(head, paths).items()}
+def _apply(store: Store, name: str, head: str, read: Sequence[Applied]) -> list[Applied]:
+    """Apply patches that were read, in order, and commit those that apply.
+
+    Their hunks are applied here, which tells where each of them matches, and git applies the same
+    patches: the two must agree.
+    """
+    touched = sorted({file.path for one in read if one.patch for file in one.patch.files})
+    texts: Texts = dict.fromkeys(touched)
+    modes: dict[str, str] = {}
+    for path, is_executable, data in store.files(head, touched) if touched else ():
+        texts[path], modes[path] = to_text(data), "100755" if is_executable else "100644"
+    tried: list[Applied] = []
+    changes: list[Change] = []
+    for one in read:
+        if tried and not tried[-1].status.is_good:
+            tried.append(Applied(one.path, ApplyStatus.NOT_TRIED))
+            continue
+        result, after = _try(name, one, texts)
+        tried.append(result)
+        if result.patch and result.status.is_good:
+            texts.update(after)
+            modes.update((file.path, file.mode) for file in result.patch.files if file.is_new)
+            changes.append(Change(result.patch, after, {path: modes[path] for path in after}))
+    return _committed(store, name, head, tried, changes) if changes else tried
 
 
-def _apply_one(
-    store: Store,
-    name: str,
-    head: str,
-    one: Applied,
-    texts: Texts,
-    env: dict[str, str],
-    made: dict[str, Texts],
-) -> Applied:
-    """Apply a patch that was read. `texts` are the files of `head` that it touches; what it makes
-    of them is put there and, for its commit, into `made`, for `_checked`."""
+def _try(name: str, one: Applied, texts: Texts) -> tuple[Applied, Texts]:
+    """Where the hunks of a patch match in `texts`, and what they make of the files."""
     path, patch = one.path, one.patch
     if patch is None:
-        return one
+        return one, {}
     after: Texts = {}
     matches: list[HunkMatch] = []
     for file in patch.files:
@@ -437,53 +496,68 @@ def _apply_one(
         matches += found
     tried = Applied(path, ApplyStatus.CONFLICT, patch, matches=tuple(matches))
     if tried.failures and is_applied(patch.files, texts):
-        return replace(tried, status=ApplyStatus.UPSTREAMED, error=_already(name, path))
+        return replace(tried, status=ApplyStatus.UPSTREAMED, error=_already(name, path)), {}
     if tried.failures:
-        return replace(tried, error=_conflict(name, path, tried.failures))
-    try:
-        commit = _commit(store, head, patch, env)
-    except GitError as failure:
-        if failure.is_machine:
-            raise store.fault(failure) from failure
-        why = failure.said or "it gave no reason"
-        return replace(tried, error=_refused(name, path, why))
-    texts.update(after)
-    made[commit] = after
+        return replace(tried, error=_conflict(name, path, tried.failures)), {}
     status = ApplyStatus.OFFSET if tried.offsets else ApplyStatus.CLEAN
-    return replace(tried, status=status, commit=commit)
+    return replace(tried, status=status), after
 
 
-def _commit(store: Store, head: str, patch: Patch, env: dict[str, str]) -> str:
-    """Apply `patch` to the index and commit it, as git am would. Returns the commit id."""
-    mail, git = patch.mail, store.git
-    git.run(
-        "apply", "--cached", "--whitespace=nowarn", "-",
-        stdin=mail.diff.encode(), env=env,
-    )  # fmt: skip
-    tree = store.run("write-tree", env=env).decode().strip()
-    return store.commit(tree, head, mail, mail.message)
-
-
-def _checked(
-    store: Store, name: str, applied: Sequence[Applied], made: Mapping[str, Texts]
+def _committed(
+    store: Store, name: str, head: str, tried: Sequence[Applied], changes: Sequence[Change]
 ) -> list[Applied]:
-    """The patches, with an error for a commit that is not what its hunks say.
+    """The patches, with the commits of the first ones, whose `changes` git agrees with."""
+    commits = store.commits(head, changes)
+    number, why = _disagreement(store, head, changes, commits)
+    done: list[Applied] = []
+    for index, one in enumerate(tried):
+        if index < number:
+            done.append(replace(one, commit=commits[index]))
+        elif index == number < len(changes):
+            error = _refused(name, one.path, why)
+            done.append(replace(one, status=ApplyStatus.CONFLICT, error=error))
+        else:
+            done.append(one if number == len(changes) else Applied(one.path, ApplyStatus.NOT_TRIED))
+    return done
 
-    git can exit 0 without having done its work; the hunks were applied here as well.
+
+def _disagreement(
+    store: Store, head: str, changes: Sequence[Change], commits: Sequence[str]
+) -> tuple[int, str]:
+    """How many of the changes git agrees with from the first on, and why not with the next.
+
+    git can exit 0 without having done its work.
     """
-    changes = store.made_by(made) if made else {}
-    checked: list[Applied] = []
-    for one in applied:
-        if checked and not checked[-1].status.is_good:
-            checked.append(Applied(one.path, ApplyStatus.NOT_TRIED))
-            continue
-        # git lists no commit that changes nothing.
-        found = changes.get(one.commit, {})
-        why = _difference(found, made[one.commit]) if one.commit else ""
-        error = _refused(name, one.path, why)
-        wrong = replace(one, status=ApplyStatus.CONFLICT, commit="", error=error)
-        checked.append(wrong if why else one)
-    return checked
+    with store.index(head) as env:
+        try:
+            tree = _git_apply(store, [change.patch for change in changes], env)
+        except GitError as failure:
+            if failure.is_machine:
+                raise store.fault(failure) from failure
+            tree = ""
+    if tree == store.tree_of(commits[-1]):
+        return len(changes), ""
+    # One by one, for the patch to be named.
+    before = store.tree_of(head)
+    with store.index(head) as env:
+        for number, change in enumerate(changes):
+            try:
+                tree = _git_apply(store, [change.patch], env)
+            except GitError as failure:
+                if failure.is_machine:
+                    raise store.fault(failure) from failure
+                return number, failure.said or "it gave no reason"
+            if why := _difference(store.blobs_changed(before, tree), change.after):
+                return number, why
+            before = tree
+    return len(changes), ""
+
+
+def _git_apply(store: Store, patches: Sequence[Patch], env: Mapping[str, str]) -> str:
+    """Let git apply patches to an index. Returns the tree id."""
+    diffs = "".join(patch.mail.diff for patch in patches)
+    store.git.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=diffs.encode(), env=env)
+    return store.run("write-tree", env=env).decode().strip()
 
 
 def _difference(changed: Mapping[str, str], after: Texts) -> str:

@@ -27,7 +27,7 @@ from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 
 #: Releases at a time: git does the work in processes of its own.
-WORKERS = 2
+WORKERS = 3
 
 
 @dataclass(frozen=True)
