@@ -1,4 +1,4 @@
-"""What lies in the cache is changed after the fact: mended, or refused; never used."""
+"""What lies in the cache is changed after the fact: fixed, or refused; never used."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def begun(data: bytes, part: int = 1) -> Change:
     return change
 
 
-#: Change, and whether it is refused with INTEGRITY, with ENVIRONMENT, or mended unasked.
+#: Change, and whether it is refused with INTEGRITY, with ENVIRONMENT, or fixed unasked.
 CHANGES: dict[str, tuple[Change, Exit]] = {
     "a bit flipped": (flip, Exit.INTEGRITY),
     "zeros": (lambda f: f.write_bytes(bytes(f.stat().st_size)), Exit.INTEGRITY),

@@ -26,14 +26,14 @@ FIRST = f"## Checklist\n{CHECKLIST}\n{FILL}\n{HEADINGS}\n**READ <x>**\n"
 LAST = f"<!-- x -->\n{FILL}\n{HEADINGS}\n---\n<details>\n{CHECKLIST}</details>\n\n**READ <x>**\n"
 
 
-def change(subject: str, bug: str, mended: str = "") -> Change:
-    text = f"It is broken,\nand this mends it.\n\nOrigin: vendor\nBug: {bug}\n"
-    text += f"Applied-Upstream: {mended}\n" if mended else ""
+def change(subject: str, bug: str, fixed: str = "") -> Change:
+    text = f"It is broken,\nand this fixes it.\n\nOrigin: vendor\nBug: {bug}\n"
+    text += f"Applied-Upstream: {fixed}\n" if fixed else ""
     return Change(Mail("A", "a@example.org", "x", subject, text, ""), ("tests/test_a.py",))
 
 
-ONE = (change("[Bugfix] Mend it", f"{REPOSITORY}/issues/7"),)
-TWO = (*ONE, change("[Core] Mend that", f"{REPOSITORY}/pull/8"))
+ONE = (change("[Bugfix] Fix it", f"{REPOSITORY}/issues/7"),)
+TWO = (*ONE, change("[Core] Fix that", f"{REPOSITORY}/pull/8"))
 NOT_RUN = Evidence({}, "Linters find nothing.")
 
 
@@ -41,7 +41,7 @@ NOT_RUN = Evidence({}, "Linters find nothing.")
 def test_every_kind_of_template_is_filled_in(template: str) -> None:
     text = body(template, ONE, NOT_RUN, REPOSITORY)
     assert "FILL IN" not in text
-    assert "## Purpose\n\nIt is broken, and this mends it.\n" in text
+    assert "## Purpose\n\nIt is broken, and this fixes it.\n" in text
     assert "## Test Plan\n\nTests that this adds or changes:" in text
     assert "## Test Result\n\nNot run.\n\nLinters find nothing.\n" in text
     assert text.count("FIX #7") == 1
@@ -60,14 +60,14 @@ def test_boxes_of_what_was_not_done_stay_empty(template: str) -> None:
 
 def test_each_commit_has_its_purpose_told() -> None:
     text = body(LAST, TWO, NOT_RUN, REPOSITORY)
-    assert text.index("### 1. [Bugfix] Mend it") < text.index("### 2. [Core] Mend that")
+    assert text.index("### 1. [Bugfix] Fix it") < text.index("### 2. [Core] Fix that")
     assert "FIX #7\nRelated to #8\n" in text
 
 
 def test_an_issue_that_upstream_closed_is_not_closed_again() -> None:
-    mended = change("[Core] C", f"{REPOSITORY}/issues/9", f"v0.8.4, {REPOSITORY}/pull/10")
+    fixed = change("[Core] C", f"{REPOSITORY}/issues/9", f"v0.8.4, {REPOSITORY}/pull/10")
     other = change("[Core] D", "https://example.org/9", "v0.8.5, https://example.org/other/11")
-    text = body(LAST, (*TWO, mended, other), NOT_RUN, REPOSITORY)
+    text = body(LAST, (*TWO, fixed, other), NOT_RUN, REPOSITORY)
     wanted = (
         "\n\nFIX #7\nRelated to #8\nRelated to #9 (upstream's own change: #10 in v0.8.4)\n"
         "Related to https://example.org/9\n"

@@ -26,7 +26,7 @@ BACKEND, ENGINE = "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1"
 #: vLLM's other names of an axis' values.
 SYNONYMS = {"fp8_e4m3": "fp8", "half": "float16", "float": "float32"}
 VARIANTS: tuple[Variant, Variant] = ("stock", "patched")
-#: Faults of stock, by the topic of the patch that mends each, that are none of attention.
+#: Faults of stock, by the topic of the patch that fixes each, that are none of attention.
 OTHER_FAULTS = {
     "llama4-qk-norm": "Scout's queries and keys are normed wrongly, at any length",
     "llama4-sampler": "a request for prompt_logprobs stops the V1 engine",

@@ -77,7 +77,7 @@ def collect(
     """The rows of `releases`; `done` hears of each as it ends, `work` has the suites' folders.
 
     Raises:
-        OverlayError: an sdist can't be had, or a series or a record can't be read.
+        OverlayError: an sdist is unavailable, or a series or a record can't be read.
     """
     _ = workspace.store  # made once, before the threads need it
 

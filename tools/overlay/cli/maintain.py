@@ -109,13 +109,13 @@ def refresh_command(
     require_names(releases, everything)
     if folder and (len(releases) != 1 or no_edits):
         raise click.UsageError("--from goes with one release, and not with --no-edits")
-    wishes = RefreshOptions(
+    options = RefreshOptions(
         dict(_pairs(topics)),
         frozenset(drops),
         tuple(_pairs(forks)),
         refresh.last_update(date),
     )
-    for topic in wishes.drops | {topic for topic, _ in wishes.forks if topic}:
+    for topic in options.drops | {topic for topic, _ in options.forks if topic}:
         workspace.require_topic(topic)
     chosen = workspace.versions.select(releases, patched=True)
     with transaction.locked(workspace.project.root):
@@ -128,7 +128,7 @@ def refresh_command(
             chosen = workspace.versions.select(releases, patched=True)
         trees = [] if no_edits else list(_trees(workspace, chosen, folder))
         with workspace.progress.steps("refreshing", len(chosen)) as done:
-            made = refresh.plan(workspace, chosen, trees, wishes, done)
+            made = refresh.plan(workspace, chosen, trees, options, done)
         _require_fit(made)
         if not check:
             refresh.write(workspace, made)
@@ -188,7 +188,7 @@ def _require_fit(made: Plan) -> None:
         why,
         f"Change it so that it fits, or give the releases a text each with {' '.join(forks)}"
         if forks
-        else "Mend the patches named in an edit tree",
+        else "Fix the patches named in an edit tree",
         Exit.PATCH,
     )
 

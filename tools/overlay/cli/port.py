@@ -175,7 +175,7 @@ def _decide(workspace: Workspace, found: Port, skip: bool, because: str | None) 
         return found
     if skip:
         decision = Decision(reason=(because or _default_reason(step, state)).strip())
-    elif step.how is How.MENDED:
+    elif step.how is How.FIXED:
         decision = Decision(keep=True)
     elif step.how is How.UPSTREAM:
         raise OverlayError(
@@ -199,8 +199,8 @@ def _was_told(workspace: Workspace, found: Port, step: Step, skip: bool) -> bool
 
 
 def _default_reason(step: Step, state: State) -> str:
-    if mended := step.mended(state):
-        return f"Applied-Upstream: {mended}"
+    if fixed := step.fixed(state):
+        return f"Applied-Upstream: {fixed}"
     return f"{step.how.value}: {step.reason}" if step.reason else "not needed"
 
 
@@ -257,7 +257,7 @@ def _stop(found: Port, step: Step, tree: Path | None, dry_run: bool) -> NoReturn
     if tree:
         err.print(f"Solve it in {tree} (git status), and git add it, then:\n  {_CONTINUE}",
                   markup=False)  # fmt: skip
-    if step.how is How.MENDED and not dry_run:
+    if step.how is How.FIXED and not dry_run:
         err.print(f"Keep it in {name}, if upstream's fix is not enough:\n  {_CONTINUE}")
     if not dry_run:
         err.print(f"Leave {step.topic} out of {name}:\n  {_SKIP}", markup=False)
@@ -269,7 +269,7 @@ def _told(found: Port, step: Step) -> Iterator[str]:
     name = found.state.name
     if step.how is How.UPSTREAM:
         yield f"stopped at {step.topic}: {name} has it already ({step.reason})"
-    elif step.how is How.MENDED:
+    elif step.how is How.FIXED:
         yield f"stopped at {step.topic}: upstream fixed it in its own way; is it needed in {name}?"
         yield step.reason
     else:
@@ -283,8 +283,8 @@ def _told(found: Port, step: Step) -> Iterator[str]:
     if step.parts:
         yield f"already upstream in {name}, in part:"
         yield from (f"  {part}" for part in step.parts)
-    if step.how is not How.MENDED and (mended := step.mended(found.state)):
-        yield f"its Applied-Upstream: {mended}"
+    if step.how is not How.FIXED and (fixed := step.fixed(found.state)):
+        yield f"its Applied-Upstream: {fixed}"
     if found.left:
         yield f"not tried yet: {', '.join(found.left)}"
 
@@ -308,7 +308,7 @@ def _step_json(step: Step, state: State) -> dict[str, Any]:
         "file": f"patches/{step.path}" if step.path else None,
         "offsets": step.applied.offsets if step.applied else (),
         "reason": step.reason or None,
-        "applied_upstream": step.mended(state),
+        "applied_upstream": step.fixed(state),
         "upstream_already": [
             {"path": p.path, "hunks": p.hunks, "of": p.of, "lines": p.lines} for p in step.parts
         ],

@@ -124,7 +124,7 @@ def _print(staged: Staged, request: Request) -> None:
         )
     elif staged.failed:
         err.print(
-            "error: upstream's linters complain, so nothing was made. Mend the patches named, or "
+            "error: upstream's linters complain, so nothing was made. Fix the patches named, or "
             "pass --without-lint.",
             style="bold red",
             markup=False,

@@ -212,10 +212,10 @@ def read(workspace: Workspace, tree: EditTree, now: Result) -> dict[str, Commit]
     return commits
 
 
-def require_finished(git: Git, folder: Path, besides: Collection[str] = ()) -> None:
+def require_finished(git: Git, folder: Path, also_there: Collection[str] = ()) -> None:
     """Nothing, if the work tree `folder` is in the middle of no operation of git's.
 
-    `besides` are files in .git of operations that may be under way.
+    `also_there` are files in .git of operations that may be under way.
 
     Raises:
         OverlayError: it is in the middle of one.
@@ -223,7 +223,7 @@ def require_finished(git: Git, folder: Path, besides: Collection[str] = ()) -> N
     found = [
         what
         for name, what in _UNFINISHED.items()
-        if name not in besides and (git.git_dir / name).exists()
+        if name not in also_there and (git.git_dir / name).exists()
     ]
     if found:
         raise OverlayError(

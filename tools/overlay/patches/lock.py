@@ -42,7 +42,7 @@ def compute(workspace: Workspace, releases: Iterable[Release], record_of: Record
     they are computed, and the wheel fetched, where they are missing.
 
     Raises:
-        OverlayError: a series does not apply, or a file can't be had.
+        OverlayError: a series does not apply, or a file is unavailable.
     """
     changes = []
     for release in releases:

@@ -1,7 +1,7 @@
 """A patch that was edited by hand, or refreshed by real quilt, as canonical text again.
 
 Quilt leaves out git's headers and writes `Index:` lines; a hand leaves wrong counts in the @@
-lines. Both are mended without guessing at any line of the change: the result must apply, with
+lines. Both are fixed without guessing at any line of the change: the result must apply, with
 no fuzz, to the release in the file's name.
 """
 
@@ -193,7 +193,7 @@ def _files(diff: str, where: str) -> list[_File]:
                 raise OverlayError(
                     f"patch {where} is broken",
                     f"{line!r} is no line of a diff: it starts with none of ' ', '+', '-'",
-                    "Mend that line",
+                    "Fix that line",
                     Exit.PATCH,
                 )
             current.hunks[-1][1].append(line)

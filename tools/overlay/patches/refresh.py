@@ -114,7 +114,7 @@ def plan(
     workspace: Workspace,
     releases: Sequence[Release],
     trees: Sequence[EditTree],
-    wishes: RefreshOptions,
+    options: RefreshOptions,
     done: Callable[[str], None] = lambda _: None,
 ) -> Plan:
     """What writing back `trees`, and exporting the series of `releases`, would change.
@@ -126,11 +126,11 @@ def plan(
             that no longer apply are no exception: they are in the plan.
     """
     _ = workspace.store  # made once, before the threads need it
-    edited = [_compare(workspace, tree, wishes) for tree in trees]
-    _require_sense(edited, wishes)
+    edited = [_compare(workspace, tree, options) for tree in trees]
+    _require_sense(edited, options)
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         trial = Trial(workspace, Path(folder))
-        drafted = _draft(trial, edited, wishes)
+        drafted = _draft(trial, edited, options)
         results = _settle(trial, releases, done)
         return _conclude(trial, edited, drafted, results)
 
@@ -148,16 +148,16 @@ def write(workspace: Workspace, made: Plan) -> None:
         edit.settle(workspace.store, tree, result)
 
 
-def _compare(workspace: Workspace, tree: EditTree, wishes: RefreshOptions) -> _Edited:
+def _compare(workspace: Workspace, tree: EditTree, options: RefreshOptions) -> _Edited:
     """Which topics of an edit tree have another patch than the series has."""
     release = workspace.versions.get(tree.release)
     now = workspace.apply(release).require()
     commits = edit.read(workspace, tree, now)
     subjects = edit.subjects(tree, now.base)
-    by_topic = edit.assign(tree, commits, subjects, wishes.topics)
+    by_topic = edit.assign(tree, commits, subjects, options.topics)
     before = {one.path.topic: one for one in now.applied}
     gone = frozenset(before) - frozenset(by_topic)
-    if forgotten := sorted(gone - wishes.drops):
+    if forgotten := sorted(gone - options.drops):
         raise OverlayError(
             f"{tree.folder} has no commit of {', '.join(forgotten)}",
             f"the series of {release.name} has, and nothing leaves it by accident",
@@ -170,7 +170,7 @@ def _compare(workspace: Workspace, tree: EditTree, wishes: RefreshOptions) -> _E
         old = before.get(topic)
         if old and old.commit == commit.id:
             continue
-        text = _changed_text(workspace, tree, commit, old, wishes.date)
+        text = _changed_text(workspace, tree, commit, old, options.date)
         if text is not None:
             texts[topic] = text
     return _Edited(release, tree, tuple(by_topic), texts, gone)
@@ -215,24 +215,24 @@ def _unsound(tree: EditTree, commit: Commit, why: str, fix: str) -> OverlayError
     return OverlayError(f"{tree.folder}: {commit} cannot become a patch", why, fix, Exit.PROBLEMS)
 
 
-def _require_sense(edited: Sequence[_Edited], wishes: RefreshOptions) -> None:
+def _require_sense(edited: Sequence[_Edited], options: RefreshOptions) -> None:
     """--drop and --fork-at speak of topics that were dropped or changed."""
     dropped = {topic for one in edited for topic in one.dropped}
     changed = {topic for one in edited for topic in one.texts}
     folders = " and ".join(str(one.tree.folder) for one in edited) or "no edit tree"
-    if wishes.topics and not edited:
+    if options.topics and not edited:
         raise OverlayError(
             "--topic has no commit to name", "no edit tree is written back",
             "Make one with 'vllm-overlay edit'", Exit.USAGE,
         )  # fmt: skip
-    for topic in sorted(wishes.drops - dropped):
+    for topic in sorted(options.drops - dropped):
         raise OverlayError(
             f"--drop {topic}: nothing to take out",
             f"it was read: {folders}, where the topic's commit is still there or never was",
             "Drop its commit first with git rebase -i",
             Exit.USAGE,
         )
-    for named, release in wishes.forks:
+    for named, release in options.forks:
         if (named is None and not changed) or (named is not None and named not in changed):
             raise OverlayError(
                 f"--fork-at {f'{named}=' if named else ''}{release}: nothing to fork",
@@ -244,7 +244,7 @@ def _require_sense(edited: Sequence[_Edited], wishes: RefreshOptions) -> None:
 
 
 def _draft(
-    trial: Trial, edited: Sequence[_Edited], wishes: RefreshOptions
+    trial: Trial, edited: Sequence[_Edited], options: RefreshOptions
 ) -> dict[PatchPath, dict[str, bytes]]:
     """Put the edited texts into the patches/ on trial, as their own release has them.
 
@@ -257,7 +257,7 @@ def _draft(
         for topic, text in one.texts.items():
             if path := paths[one.release.name].get(topic):
                 old.setdefault(path, {})[one.release.name] = text
-    cuts = _cuts(trial, old, wishes)
+    cuts = _cuts(trial, old, options)
     for one in edited:
         _draft_series(trial, one)
     for path, texts in old.items():
@@ -273,11 +273,11 @@ def _by_topic(trial: Trial, release: Release) -> dict[str, PatchPath]:
 
 
 def _cuts(
-    trial: Trial, changed: Mapping[PatchPath, object], wishes: RefreshOptions
+    trial: Trial, changed: Mapping[PatchPath, object], options: RefreshOptions
 ) -> dict[PatchPath, list[Release]]:
     """Where each changed file is forked."""
     cuts: dict[PatchPath, list[Release]] = {}
-    for topic, name in wishes.forks:
+    for topic, name in options.forks:
         release = trial.workspace.versions.get_patched(name)
         fits = [
             path for path in changed

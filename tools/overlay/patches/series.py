@@ -129,7 +129,7 @@ def read_series(patches: Path, series: str) -> tuple[PatchPath, ...]:
         raise SeriesError(
             f"cannot read the series {file}",
             getattr(error, "strerror", None) or str(error),
-            "Restore it from git or mend its name in VERSIONS.toml",
+            "Restore it from git or fix its name in VERSIONS.toml",
             Exit.PATCH,
         ) from error
     return parse(text, series)

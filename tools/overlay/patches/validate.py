@@ -64,8 +64,8 @@ def validate(
     """Check the series of `releases`; `done` hears of each release as it ends.
 
     Raises:
-        OverlayError: an sdist can't be had or read. What is wrong with a series or a patch
-            is no exception: it is in the report.
+        OverlayError: an sdist is unavailable or can't be read. What is wrong with a series or a
+            patch is no exception: it is in the report.
     """
     _ = workspace.store  # made once, before the threads need it
 

@@ -2,7 +2,7 @@
 
 Topic by topic, in the order of the release it is ported from: an existing file of the topic that
 applies is shared; else that release's patch is merged three ways, and what comes out is a file of
-its own. A conflict, and a topic that upstream has or mended, wait for the maintainer's decision.
+its own. A conflict, and a topic that upstream has or fixed, wait for the maintainer's decision.
 
 `replay` works all of it out from the port's state and the checkout, from the start each time;
 `files` says what is to be written in the end, all together.
@@ -46,13 +46,13 @@ class How(Enum):
     SOLVED = "solved"
     SKIPPED = "left out"
     UPSTREAM = "already upstream"
-    MENDED = "mended upstream"
+    FIXED = "fixed upstream"
     CONFLICT = "conflict"
 
     @property
     def stops(self) -> bool:
         """Whether it waits for a decision."""
-        return self in (How.UPSTREAM, How.MENDED, How.CONFLICT)
+        return self in (How.UPSTREAM, How.FIXED, How.CONFLICT)
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Step:
             return self.applied.summary
         return f"{self.how.value}: {self.reason}" if self.reason else str(self.how.value)
 
-    def mended(self, state: State) -> str | None:
-        """What its Applied-Upstream says, if upstream mended it between the two releases."""
+    def fixed(self, state: State) -> str | None:
+        """What its Applied-Upstream says, if upstream fixed it between the two releases."""
         value = self.patch.mail.trailer("Applied-Upstream")
         try:
             tag = Version(value.split(",")[0]) if value else None
@@ -136,7 +136,7 @@ def start(workspace: Workspace, name: str, origin: str | None, date: str) -> Sta
     """The state of a port that was not begun: pins from the index, and where it comes from.
 
     Raises:
-        OverlayError: the release is listed already, is not to be had, or is out of the range.
+        OverlayError: the release is listed already, is unavailable, or is out of the range.
     """
     versions = workspace.versions
     wanted = name.removeprefix("v")
@@ -206,11 +206,11 @@ def _port_one(workspace: Workspace, state: State, scratch: Path, head: str, own:
     if decision.reason is not None:
         return Step(own, How.SKIPPED, reason=decision.reason)
     step = _try(workspace, state, scratch, head, own)
-    if decision.keep or step.how.stops or not (mended := step.mended(state)):
+    if decision.keep or step.how.stops or not (fixed := step.fixed(state)):
         return step
     # It may fit all the same, beside upstream's own fix: a person has to look.
-    reason = f"Applied-Upstream: {mended}; as a patch it is {step.summary}"
-    return replace(step, how=How.MENDED, path=None, text=None, reason=reason)
+    reason = f"Applied-Upstream: {fixed}; as a patch it is {step.summary}"
+    return replace(step, how=How.FIXED, path=None, text=None, reason=reason)
 
 
 def _try(workspace: Workspace, state: State, scratch: Path, head: str, own: Applied) -> Step:
@@ -351,7 +351,7 @@ def _require_valid(workspace: Workspace, release: Release, made: Mapping[str, by
         raise OverlayError(
             f"the port to {release.name} is not sound; nothing is written",
             "; ".join(problems),
-            "Mend the patch that is named in the release it is ported from, or start again after "
+            "Fix the patch that is named in the release it is ported from, or start again after "
             "'vllm-overlay port --abort'",
             Exit.PATCH,
         )

@@ -117,7 +117,7 @@ def _unmerged(git: Git) -> list[str]:
 def _require_solved(git: Git, folder: Path, port: Port) -> None:
     if paths := _unmerged(git):
         raise _unsolved(folder, f"git status has {some(paths)} as unmerged")
-    edit.require_finished(git, folder, besides=("CHERRY_PICK_HEAD",))
+    edit.require_finished(git, folder, also_there=("CHERRY_PICK_HEAD",))
     if loose := [entry[3:] for entry in edit.status(git) if entry[1] != " "]:
         raise OverlayError(
             f"{folder} has changes that are not staged",

@@ -87,7 +87,7 @@ def pip_settings() -> IndexSettings:
         raise OverlayError(
             "cannot read pip's settings",
             lines[-1],
-            "Mend what 'pip config debug' shows, or pass --index-url",
+            "Fix what 'pip config debug' shows, or pass --index-url",
             Exit.ENVIRONMENT,
         )
     return from_pip_config(done.stdout)
@@ -145,7 +145,7 @@ def client(settings: IndexSettings) -> PyPIClient:
             raise OverlayError(
                 f"cannot read the CA bundle {settings.cert}",
                 str(error),
-                "Mend pip's cert setting",
+                "Fix pip's cert setting",
                 Exit.ENVIRONMENT,
             ) from error
     http = PyPIClient(
@@ -249,7 +249,7 @@ def _location(text: str) -> Link:
         link = Link(text)
         if not _is_spelled(link):
             raise OverlayError(
-                f"{text} is no URL", "it cannot be read as one", "Mend the setting or the flag",
+                f"{text} is no URL", "it cannot be read as one", "Fix the setting or the flag",
                 Exit.USAGE,
             )  # fmt: skip
         return link

@@ -70,7 +70,7 @@ class Fetcher:
         `check` reads it again to compare its sha256, even if it was there.
 
         Raises:
-            OverlayError: it can't be had, or is not the file that is pinned.
+            OverlayError: it is unavailable, or is not the file that is pinned.
         """
         pinned: PinnedFile = getattr(release, kind)
         if self.offline and not self.cache.has(pinned):
@@ -86,7 +86,7 @@ class Fetcher:
         """Like `fetch`, for a file of release `name` that VERSIONS.toml need not know.
 
         Raises:
-            OverlayError: it can't be had, or is not the file that is pinned.
+            OverlayError: it is unavailable, or is not the file that is pinned.
         """
         path = self.cache.path(pinned)
         if path.is_dir():

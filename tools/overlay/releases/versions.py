@@ -329,7 +329,7 @@ def parse(text: str, where: str) -> Versions:
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # also for a number of 5000 digits
         raise OverlayError(
-            f"{where} is not TOML", str(error), "Mend that line", Exit.USAGE
+            f"{where} is not TOML", str(error), "Fix that line", Exit.USAGE
         ) from error
     try:
         return Versions.model_validate(_with_names(raw))
@@ -338,7 +338,7 @@ def parse(text: str, where: str) -> Versions:
         place = ".".join(str(part) for part in first["loc"]) or "top level"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise OverlayError(
-            f"{where} is wrong at {place}", f"{first['msg']}{more}", "Mend that key", Exit.USAGE
+            f"{where} is wrong at {place}", f"{first['msg']}{more}", "Fix that key", Exit.USAGE
         ) from error
 
 

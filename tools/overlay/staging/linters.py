@@ -47,11 +47,11 @@ class Tool:
     package: str
     """Its name on the package index."""
     command: tuple[str, ...]
-    """What its pre-commit hook runs, with findings a line each and nothing mended."""
+    """What its pre-commit hook runs, with findings a line each and nothing fixed."""
     defaults: tuple[str, ...] = ()
     """Arguments of the hook that a config replaces."""
     dropped: tuple[str, ...] = ()
-    """Arguments of upstream's that would mend in silence, or print for machines."""
+    """Arguments of upstream's that would fix in silence, or print for machines."""
     python_only: bool = True
 
 
@@ -296,11 +296,11 @@ def run(hook: Hook, tree: Path, paths: Sequence[str], offline: bool) -> list[Fin
     after = {path: (tree / path).read_bytes() for path in paths}
     for path, data in before.items():
         (tree / path).write_bytes(data)
-    mended = [
+    fixed = [
         finding for path in paths for finding in _mended(hook, path, before[path], after[path])
     ]
-    if done.returncode == 0 or mended:
-        return mended
+    if done.returncode == 0 or fixed:
+        return fixed
     return list(_said(hook, tree, paths, done.stdout + done.stderr))
 
 

@@ -87,8 +87,8 @@ def require_results(release: Release, records: Mapping[str, Record]) -> Mapping[
 def title(subjects: Sequence[str]) -> str:
     """One title of some commits' subjects, with all their prefixes.
 
-    >>> title(["[Bugfix] Mend this", "[Bugfix][Core] Mend that"])
-    '[Bugfix][Core] Mend this; Mend that'
+    >>> title(["[Bugfix] Fix this", "[Bugfix][Core] Fix that"])
+    '[Bugfix][Core] Fix this; Fix that'
     """
     prefixes = [part for subject in subjects for part in _PREFIX.findall(_prefix(subject))]
     plain = [subject.removeprefix(_prefix(subject)).strip() for subject in subjects]
@@ -162,18 +162,18 @@ def unwrap(text: str) -> str:
 def _fixes(changes: Sequence[Change], repository: str) -> str:
     """`FIX #n` for upstream's issues, which closes them on merge, and a mention of other bugs.
 
-    An issue that upstream has mended in its own way is closed already: it is mentioned, with what
-    mended it.
+    An issue that upstream has fixed in its own way is closed already: it is mentioned, with what
+    fixed it.
     """
     lines: dict[str, set[str]] = {}
     for change in changes:
         if bug := change.mail.trailer("Bug"):
-            mended = change.mail.trailer("Applied-Upstream")
+            fixed = change.mail.trailer("Applied-Upstream")
             is_issue = bug.startswith(f"{repository}/issues/")
-            word = "FIX" if is_issue and not mended else "Related to"
+            word = "FIX" if is_issue and not fixed else "Related to"
             notes = lines.setdefault(f"{word} {_short(bug, repository)}", set())
-            if mended and is_issue:
-                tag, _, url = mended.partition(", ")
+            if fixed and is_issue:
+                tag, _, url = fixed.partition(", ")
                 notes.add(f"{_short(url, repository)} in {tag}")
     return "\n".join(
         line + (f" (upstream's own change: {', '.join(sorted(notes))})" if notes else "")

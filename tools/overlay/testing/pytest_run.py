@@ -68,7 +68,7 @@ class Runs:
         """Install a wheel, in place of the other one.
 
         Raises:
-            OverlayError: it can't be had, or uv refuses.
+            OverlayError: it is unavailable, or uv refuses.
         """
         start = time.monotonic()
         self.environment.install(str(self.wheel(which)), *self.needs)

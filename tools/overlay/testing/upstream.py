@@ -62,7 +62,7 @@ class Selected:
     packages: tuple[str, ...]
     """What they import, relative to it, to be built."""
     plugins: tuple[Plugin, ...]
-    """Whose tests are run besides, each with its plugin."""
+    """Whose tests are run as well, each with its plugin."""
     missing: tuple[str, ...]
     """What VERSIONS.toml names and this release has not."""
     key: str
@@ -239,7 +239,7 @@ def _built(runs: Runs, tests: Selected, package: str) -> Path:
 def _pytest(
     runs: Runs, label: str, tests: Selected, arguments: Iterable[str], *packages: str
 ) -> list[Case]:
-    """Run tests/upstream with the packages that all tests import, and `packages` besides."""
+    """Run tests/upstream with the packages that all tests import, and `packages` as well."""
     built = (_built(runs, tests, package) for package in (*tests.packages, *packages))
     folders = (runs.workspace.project.root / "tests", *built)
     # The seed is for what depends on the order of a set: it is the same on both wheels.

@@ -20,7 +20,7 @@ def record_digests(workspace: Workspace, release: Release) -> tuple[str, str]:
     """Digests of the official wheel's RECORD (`record.pins`).
 
     Raises:
-        OverlayError: the wheel can't be had, or is no vLLM wheel.
+        OverlayError: the wheel is unavailable, or is no vLLM wheel.
     """
     source = workspace.fetcher.fetch(release, "wheel", check=True)
     info = dist_info(workspace.versions.upstream.project, release.name)

@@ -102,7 +102,7 @@ def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[
 
     Raises:
         OverlayError: it is none of ours, cannot be read as a zip file at all, or what it is
-            compared with can't be had.
+            compared with is unavailable.
     """
     release = release_of(workspace, path)
     patches = workspace.patches(release)
