@@ -1,1 +1,1 @@
-"""What becomes of Llama 4 in a configuration: the matrix, and the commands that look it up."""
+"""How Llama 4 runs in a configuration: the matrix, and the commands that look it up."""

@@ -1,6 +1,6 @@
 """What Llama 4 will do in the environment at hand, and what to change there.
 
-`probe` finds what there is, `explain` knows what becomes of it; this module puts them together.
+`probe` finds what there is, `explain` knows how Llama 4 runs on it; this module puts them together.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _of_patched(
 
 
 def _of_gpus(identity: Identity, answers: Sequence[tuple[Target, Answer | None]]) -> list[str]:
-    """What to change for the GPUs to be served rightly; where they differ in it, which."""
+    """What to change for right answers on the GPUs; where they differ in it, which."""
     by_gpu = {target: _of_gpu(identity, target, answer) for target, answer in answers}
     if len({tuple(changes) for changes in by_gpu.values()}) == 1:
         return next(iter(by_gpu.values()))

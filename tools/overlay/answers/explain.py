@@ -137,7 +137,7 @@ class VariantAnswer:
 
 @dataclass(frozen=True)
 class Answer:
-    """What becomes of Llama 4 in one configuration of one release."""
+    """How Llama 4 runs in one configuration of one release."""
 
     release: Release
     version: str
@@ -211,7 +211,7 @@ def why_not(versions: Versions, release: Release) -> str | None:
 
 
 def look_up(kept: Matrix, cell: Cell) -> Outcome:
-    """What becomes of `cell`.
+    """How Llama 4 runs in `cell`.
 
     Raises:
         OverlayError: the matrix does not have it.
@@ -305,7 +305,7 @@ def _setting(axis: str, value: str, chunk: int) -> str:
 def ask(
     workspace: Workspace, releases: Sequence[Release], gpu: tuple[str, str], settings: Settings
 ) -> tuple[Target, list[Answer]]:
-    """What becomes of `settings` on a GPU, given as name and capability, in patched releases.
+    """How Llama 4 runs with `settings` on a GPU, given as name and capability, in patched releases.
 
     Of several releases, those that the matrix has and that know the backend. No answers, but a
     note, if the matrix has none for the GPU or the release has no patches.

@@ -1,4 +1,4 @@
-"""The matrix: what becomes of Llama 4 in every configuration of a release.
+"""The matrix: how Llama 4 runs in every configuration of a release.
 
 `tests/matrix` finds it out in the release's environment; this module has it run, keeps the result
 in a form that is small and shows well in a diff, and compares the stock release with the patched.
@@ -53,7 +53,7 @@ class _Model(BaseModel):
 
 
 class Outcome(_Model):
-    """What becomes of a cell."""
+    """The outcome of a cell."""
 
     verdict: Verdict
     """right and wrong are of attention; explained and unexplained are refusals before weights
@@ -187,7 +187,7 @@ class Matrix(_Model):
         return {row.name: expand(row.llama4) for row in self.rows}
 
     def outcome_of(self, cell: Cell) -> Outcome | None:
-        """What becomes of Llama 4 in one cell; None if there is no such cell."""
+        """How Llama 4 runs in one cell; None if there is no such cell."""
         numbers = self._numbers.get((cell.backend, cell.v1, cell.length, cell.flashinfer))
         axes = self.axes
         try:
@@ -373,7 +373,7 @@ def remedies(cell: Cell, outcome: Outcome) -> Iterator[tuple[str, str, Cell]]:
         yield words, engine.lower(), dataclasses.replace(cell, **changed)
 
 
-#: From the words of a remedy to what becomes of a cell.
+#: From the words of a remedy to the outcome of a cell.
 _CHANGES: dict[str, Callable[[str], dict[str, Any]]] = {
     "unset": lambda name: {{"VLLM_USE_V1": "v1", "VLLM_ATTENTION_BACKEND": "backend"}[name]: UNSET},
     "--kv-cache-dtype": lambda value: {"kv_cache_dtype": "fp8" if value == "fp8_e4m3" else value},

@@ -21,7 +21,7 @@ class Exit(IntEnum):
     INTEGRITY = 4
     #: A patch or a series does not fit the release.
     PATCH = 5
-    #: This machine refuses: unwritable folder, missing tool, failed build.
+    #: Environment error: unwritable folder, missing tool, failed build.
     ENVIRONMENT = 6
 
 

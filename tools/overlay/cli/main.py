@@ -44,7 +44,7 @@ COMMANDS = {
     "install": Listed("install", "patch a vLLM that is installed, or revert it"),
     "judge": Listed("test", "compare two runs of a suite that were made elsewhere"),
     "lock": Listed("check", "write tree ids and digests into VERSIONS.toml"),
-    "matrix": Listed("test", "find what becomes of Llama 4 in every configuration"),
+    "matrix": Listed("test", "find how Llama 4 runs in every configuration"),
     "normalize": Listed("maintain", "make patches edited by hand or by quilt canonical"),
     "port": Listed("port", "add a release and port the patches to it"),
     "refresh": Listed("maintain", "write patches back from edited commits"),

@@ -165,7 +165,7 @@ def matrix_command(
     folder: Path,
     as_json: bool,
 ) -> None:
-    """Find out what becomes of Llama 4 in every configuration, on a machine without a GPU.
+    """Find out how Llama 4 runs in every configuration, on a machine without a GPU.
 
     Runs the release's own selection for each GPU, KV cache, backend name, engine and dtype,
     constructs the layers and computes them where that is possible. Results are kept in matrix/;

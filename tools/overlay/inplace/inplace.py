@@ -388,7 +388,7 @@ def _reverting(
 
 
 def _kinds(target: Target, writing: _Writing) -> dict[str, str]:
-    """What becomes of the package's files."""
+    """What happens to each of the package's files."""
     kinds = {name: "M" if name in target.rows else "A" for name in writing.written}
     kinds |= dict.fromkeys(writing.removed, "D")
     kinds.pop(stated_version.VERSION_MODULE, None)

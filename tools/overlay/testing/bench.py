@@ -241,8 +241,8 @@ def _validate(workspace: Workspace, repeat: int) -> str:
 | Floor: reading the {len(sdists)} tarballs once, in Python | {floor.seconds:.1f} |
 
 The sources are unpacked once, into a git repository in the cache, whose tree ids VERSIONS.toml
-pins; after that no tarball is read, so the floor is no bound. What is left is git: a
-handful of processes a patch.
+pins; after that no tarball is read, so the floor is no bound. What is left is git: some
+fifteen processes a series.
 """
 
 
