@@ -85,7 +85,11 @@ def render(path: Path, changes: Iterable[Change]) -> str:
 
 
 def write(path: Path, changes: Iterable[Change]) -> None:
-    """Put `changes` into the VERSIONS.toml at `path`, comments and order kept, atomically."""
+    """Put `changes` into the VERSIONS.toml at `path`, comments and order kept, atomically.
+
+    Raises:
+        OverlayError: it can't be written.
+    """
     text = render(path, changes)
     try:
         atomic.put(path, text.encode())

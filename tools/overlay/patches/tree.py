@@ -312,7 +312,11 @@ class Store:
             yield env
 
     def show(self, treeish: str, path: str) -> bytes | None:
-        """The file `path` in a commit or tree, or None."""
+        """The file `path` in a commit or tree, or None.
+
+        Raises:
+            OverlayError: there is no such commit or tree, or the store is damaged.
+        """
         name = f"{treeish}:{path}"
         try:
             return self.git.run("cat-file", "blob", name)

@@ -136,7 +136,11 @@ def _seconds(values: Mapping[str, str]) -> float:
 
 
 def client(settings: IndexSettings) -> PyPIClient:
-    """An HTTP client with the user's proxies, credentials and certificates."""
+    """An HTTP client with the user's proxies, credentials and certificates.
+
+    Raises:
+        OverlayError: the CA bundle of the user's settings can't be read.
+    """
     verify: ssl.SSLContext | bool = True
     if settings.cert:
         try:

@@ -72,6 +72,9 @@ def record_of(
     """The official wheel's RECORD, if it speaks of `members`; `info` is its dist-info folder.
 
     The hashes are upstream's word, which the pin of the whole file covers; `verify` checks them.
+
+    Raises:
+        OverlayError: there is none, it can't be read, or a member is not in it or it lists others.
     """
     own, by_name = f"{info}/RECORD", {member.name: member for member in members}
     try:

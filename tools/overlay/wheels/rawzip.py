@@ -141,7 +141,11 @@ def _member(stream: IO[bytes], info: zipfile.ZipInfo) -> Member:
 
 
 def chunks(stream: IO[bytes], member: Member) -> Iterator[bytes]:
-    """The compressed bytes of `member`."""
+    """The compressed bytes of `member`.
+
+    Raises:
+        zipfile.BadZipFile: the file ends before they do.
+    """
     stream.seek(member.offset)
     left = member.compressed_size
     while left:
@@ -200,7 +204,11 @@ class Writer:
         self._put(data)
 
     def close(self) -> None:
-        """Write the central directory. Nothing may be added after it."""
+        """Write the central directory. Nothing may be added after it.
+
+        Raises:
+            OverflowError: it is too large for a zip file without zip64.
+        """
         start, directory = self._at, b"".join(self._directory)
         count = len(self._directory)
         if start + len(directory) > _MAX_SIZE or count >= _MAX_MEMBERS:

@@ -16,6 +16,9 @@ def set_in_module(text: str, old: str, new: str) -> bytes:
     >>> print(set_in_module(text, "1.0", "1.0+a.1").decode(), end="")
     __version__ = version = '1.0+a.1'
     __version_tuple__ = version_tuple = (1, 0, 'a.1')
+
+    Raises:
+        OverlayError: the text does not state `old` just so.
     """
     local = new.removeprefix(f"{old}+")
     text, strings = re.subn(
@@ -39,6 +42,9 @@ def set_in_metadata(text: str, old: str, new: str) -> bytes:
 
     >>> set_in_metadata("Name: x\\nVersion: 1\\n\\nVersion: 1\\n", "1", "1+a.1")
     b'Name: x\\nVersion: 1+a.1\\n\\nVersion: 1\\n'
+
+    Raises:
+        OverlayError: the header does not state `old`.
     """
     head, blank, body = text.partition("\n\n")
     head, count = re.subn(rf"(?m)^Version: {re.escape(old)}$", f"Version: {new}", head)
