@@ -28,6 +28,7 @@ from overlay.patches import lock
 from overlay.patches.workspace import Workspace
 from overlay.releases.index import IndexSettings
 from overlay.releases.sources import Cache, Fetcher
+from overlay.wheels.build import sum_of
 from overlay.wheels.official import record_digests
 
 IMPL = """# Attention.
@@ -140,7 +141,7 @@ class Upstream:
         """Pin the trees of the series as they are."""
         workspace = self.workspace()
         releases = workspace.versions.releases.values()
-        changes = lock.compute(workspace, releases, record_digests)
+        changes = lock.compute(workspace, releases, record_digests, sum_of)
         lock.write(self.root / "VERSIONS.toml", changes)
 
     def patch(

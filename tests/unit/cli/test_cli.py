@@ -32,7 +32,8 @@ def test_build_and_verify(run: Run, tmp_path: Path) -> None:
     assert f"pip install '{path}'" in built.out
     verified = run("verify", str(path))
     assert verified.status == 0, verified.err
-    assert verified.out.count(" ok ") == 5
+    assert verified.out.count(" ok ") == 8
+    assert verified.out.endswith(f"{path.name}: verified\n")
 
 
 def test_build_json(run: Run, tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_lock_shows_old_and_new(upstream: Upstream, run: Run) -> None:
     dry = run("lock", "--all", "--dry-run")
     assert "1.1 tree: " in dry.out
     assert "1.1 files: " in dry.out
-    assert "2 of 7 fields would change" in dry.out
+    assert "4 of 11 fields would change" in dry.out
     assert (upstream.root / "VERSIONS.toml").read_text() == before
     assert run("lock", "--all").status == 0
     assert run("validate", "--all").status == 0

@@ -159,7 +159,8 @@ def verify_command(workspace: Workspace, path: Path, official: bool, as_json: bo
     """Prove that a patched wheel is the official one with this checkout's patches.
 
     This checkout is all that it needs: VERSIONS.toml locks what upstream's RECORD and the patched
-    files are. Compressed bytes are compared with the official wheel's if that is in the cache.
+    files are. If the official wheel is in the cache, the wheel is compared byte for byte with what
+    is made of it, too.
 
     \b
     Example:
@@ -174,7 +175,11 @@ def verify_command(workspace: Workspace, path: Path, official: bool, as_json: bo
             out.print(f"{check.name + ':':<15} {verdict} ({check.detail})")
             for problem in check.problems:
                 err.print(f"  {problem}", style="red", markup=False)
-    if any(check.problems for check in checks):
+    count = sum(len(check.problems) for check in checks)
+    if not as_json:
+        verdict = f"not verified, {counted(count, 'problem')}" if count else "verified"
+        out.print(f"{path.name}: {verdict}", markup=False)
+    if count:
         sys.exit(Exit.PROBLEMS)
 
 

@@ -12,6 +12,7 @@ from overlay.base.errors import Exit
 from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
 from overlay.patches import lock, validate
 from overlay.patches.workspace import Workspace
+from overlay.wheels.build import sum_of
 from overlay.wheels.official import record_digests
 
 
@@ -86,13 +87,16 @@ def lock_command(
 ) -> None:
     """Write the tree ids and digests of the series as they are now into VERSIONS.toml.
 
+    Each patched wheel is built for its sha256; official wheels are fetched if need be.
+
     \b
     Example:
       vllm-overlay lock 0.8.3
     """
     require_names(releases, everything)
     chosen = workspace.versions.select(releases, patched=False)
-    changes = lock.compute(workspace, chosen, record_digests)
+    with workspace.progress.steps("locking", len(chosen)) as done:
+        changes = lock.compute(workspace, chosen, record_digests, sum_of, done)
     real = [change for change in changes if change.is_change]
     for change in real:
         out.print(f"{change.release} {change.key}: {change.old} -> {change.new}")

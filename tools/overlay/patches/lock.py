@@ -3,6 +3,7 @@ only."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from overlay.releases.versions import Release
 
 #: What gives the digests of a release's official RECORD (`record.pins`).
 RecordOf = Callable[[Workspace, Release], tuple[str, str]]
+#: What builds a release's patched wheel. Returns its sha256 and size; None: there is none.
+SumOf = Callable[[Workspace, Release], "tuple[str, int] | None"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,8 @@ class Change:
 
     release: str
     key: str
-    old: str
-    new: str
+    old: str | int
+    new: str | int
 
     @property
     def is_change(self) -> bool:
@@ -35,25 +38,39 @@ class Change:
         return self.old != self.new
 
 
-def compute(workspace: Workspace, releases: Iterable[Release], record_of: RecordOf) -> list[Change]:
+def compute(
+    workspace: Workspace,
+    releases: Iterable[Release],
+    record_of: RecordOf,
+    sum_of: SumOf,
+    done: Callable[[str], None] = lambda _: None,
+) -> list[Change]:
     """The generated fields of `releases` as they are now, beside those in VERSIONS.toml.
 
     The digests of the official wheel's RECORD, which `record_of` gives, are as fixed as the wheel:
-    they are computed, and the wheel fetched, where they are missing.
+    they are computed where they are missing. The patched wheel's, by `sum_of`, always are, of the
+    other fields as they are now. `done` hears of each release.
 
     Raises:
         OverlayError: a series does not apply, or a file is unavailable.
     """
     changes = []
     for release in releases:
+        found: list[Change] = []
         unpinned = release.model_copy(update={"upstream_tree": UNKNOWN_TREE})
         result = workspace.apply(unpinned).require()
         base = workspace.store.tree_of(result.base)
-        changes.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
+        found.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
         if release.tree is not None:
-            changes += of_result(workspace, result)
+            found += of_result(workspace, result)
         if release.is_patched and None in (release.record, release.record_python):
-            changes += _record(release, *record_of(workspace, release))
+            found += _record(release, *record_of(workspace, release))
+        if release.is_patched:
+            now = {"patched_sha256": None, **{change.key: change.new for change in found}}
+            if built := sum_of(workspace, release.model_copy(update=now)):
+                found += _sum(release, *built)
+        changes += found
+        done(release.name)
     return changes
 
 
@@ -74,6 +91,13 @@ def _record(release: Release, every: str, python: str) -> list[Change]:
     ]
 
 
+def _sum(release: Release, sha256: str, size: int) -> list[Change]:
+    return [
+        Change(release.name, "patched_sha256", release.patched_sha256 or "none", sha256),
+        Change(release.name, "patched_size", release.patched_size or "none", size),
+    ]
+
+
 def render(path: Path, changes: Iterable[Change]) -> str:
     """The text of the VERSIONS.toml at `path` with `changes`, comments and order kept."""
     document = tomlkit.parse(path.read_text("utf-8"))
@@ -81,7 +105,8 @@ def render(path: Path, changes: Iterable[Change]) -> str:
     assert isinstance(releases, Mapping)
     for change in changes:
         releases[change.release][change.key] = change.new
-    return tomlkit.dumps(document)
+    # tomlkit sets a new key off from the tables below it.
+    return re.sub(r'\n\n(\[releases\."[^"]+"\.sdist\])', r"\n\1", tomlkit.dumps(document))
 
 
 def write(path: Path, changes: Iterable[Change]) -> None:

@@ -163,6 +163,10 @@ class Release(_Model):
     """Digest of the official wheel's RECORD, by which an install is known (`record.pins`)."""
     record_python: Sha256 | None = None
     """The same of its Python files alone: what every build of the release has in common."""
+    patched_sha256: Sha256 | None = None
+    """Of the patched wheel, which is the same bytes wherever it is built."""
+    patched_size: Annotated[int, Field(ge=1)] | None = None
+    """Bytes of the patched wheel."""
     revision: Annotated[int, Field(ge=1)] | None = None
     """The <n> of +llama4.<n>; grows with every published change of the series."""
 

@@ -8,6 +8,7 @@ and vllm/_version.py, an SBOM is added, and RECORD is regenerated.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import threading
 import zipfile
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from overlay.releases.sources import damaged
 from overlay.releases.versions import Release
 from overlay.wheels import rawzip, record, sbom
 from overlay.wheels.official import not_vllm, record_of, require_locked
-from overlay.wheels.plan import Plan, file_name, plan_wheel
+from overlay.wheels.plan import NotRepackableError, Plan, file_name, plan_wheel
 from overlay.wheels.rawzip import Member
 from overlay.wheels.record import Row
 
@@ -69,6 +70,21 @@ def build_wheel(workspace: Workspace, release: Release, folder: Path) -> Built:
             raise damaged(release.name, source) from error
         raise not_vllm(release, str(error)) from error
     return Built(target, *built)
+
+
+def sum_of(workspace: Workspace, release: Release) -> tuple[str, int] | None:
+    """The sha256 and size of the patched wheel, which is built and not kept; None if the series
+    changes what repacking can't.
+
+    Raises:
+        OverlayError: as `build_wheel` otherwise.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
+            built = build_wheel(workspace, release, Path(folder))
+    except NotRepackableError:
+        return None
+    return built.sha256, built.size
 
 
 def wheel_of(workspace: Workspace, release: Release, is_stock: bool, folder: Path) -> Path:
@@ -120,10 +136,21 @@ def _write_atomically(
             repack(release, stream, members, what, write)
             if check.hexdigest() != release.wheel.sha256:
                 raise damaged(release.name, source)
+            if release.patched_sha256 not in (None, digest.hexdigest()):
+                raise _other_sum(release, digest.hexdigest())
             size = out.tell()
     except (OSError, OverflowError) as error:
         raise unwritable(release, target, error) from error
     return digest.hexdigest(), size
+
+
+def _other_sum(release: Release, found: str) -> OverlayError:
+    return OverlayError(
+        f"{release.name}: the patched wheel is not the one locked",
+        f"its sha256 is {found}, VERSIONS.toml says {release.patched_sha256}",
+        f"Undo the change of the patches, or run 'vllm-overlay lock {release.name}'",
+        Exit.INTEGRITY,
+    )
 
 
 def unwritable(release: Release, target: Path, error: Exception) -> OverlayError:

@@ -127,8 +127,12 @@ def require_repackable(release: Release, path: str, how: str, is_in_wheel: bool)
     raise _not_repackable(release, path, why)
 
 
-def _not_repackable(release: Release, path: str, why: str) -> OverlayError:
-    return OverlayError(
+class NotRepackableError(OverlayError):
+    """The series changes what a repacked wheel can't have."""
+
+
+def _not_repackable(release: Release, path: str, why: str) -> NotRepackableError:
+    return NotRepackableError(
         f"{release.name}: a patch changes {path}, which repacking cannot",
         why,
         f"Build from source: vllm-overlay build {release.name} --source --target cuda",

@@ -178,6 +178,45 @@ def read(stream: IO[bytes], member: Member) -> bytes:
     return raw
 
 
+class DifferentError(Exception):
+    """A file is not what is written; `at` is the first byte that differs."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(f"byte {at} differs")
+        self.at = at
+
+
+class Comparer:
+    """Takes bytes as a file's `write` does, and compares them with a file that is there."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        """Begin at the start of `stream`, of which nobody else reads meanwhile."""
+        self._stream, self._at = stream, 0
+        stream.seek(0)
+
+    def write(self, data: bytes) -> None:
+        """Compare the next bytes.
+
+        Raises:
+            DifferentError: they are others, or fewer.
+        """
+        found = self._stream.read(len(data))
+        if found != data:
+            pairs = zip(found, data, strict=False)
+            same = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(data)))
+            raise DifferentError(self._at + same)
+        self._at += len(data)
+
+    def close(self) -> None:
+        """Compare the end.
+
+        Raises:
+            DifferentError: there is more.
+        """
+        if self._stream.read(1):
+            raise DifferentError(self._at)
+
+
 class Writer:
     """Writes a zip file front to back, each byte a function of its members alone.
 

@@ -2,23 +2,27 @@
 
 The checks, in the order they are printed:
 
-- RECORD: every file listed, hashed and sized right, by the `installer` library;
+- sha256: the one that VERSIONS.toml locks, of what `build` writes anywhere;
+- zip file: byte for byte what `build` writes around these members;
+- RECORD: every file listed, hashed and sized right, by the `installer` library; nothing else
+  listed, and written as `build` does;
 - version: the same in the file name, the dist-info folder, METADATA and vllm/_version.py;
 - patched files: what the locked patches make of upstream's;
 - other files: upstream's;
+- official wheel: byte for byte what `build` makes of it;
 - SBOM: valid CycloneDX, and what it says is what was checked.
 
-Without the official wheel, patched files are compared with the digest `files` of VERSIONS.toml;
-then the patches are taken back (`on_files`, `unpatch`), and all files with the digests of
-upstream's RECORD. With it, patched files are compared with the patched source tree, and the others
-with it, as compressed bytes: that names what differs.
+Patched files are compared with the digest `files` of VERSIONS.toml; then the patches are taken back
+(`on_files`, `unpatch`), and all files are compared with the digests of upstream's RECORD. For this
+nothing is needed but this repository. Where the official wheel is in the cache, or asked for, the
+wheel is compared with what `build` makes of it as well; that names what differs.
 """
 
 from __future__ import annotations
 
 import ast
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -29,14 +33,16 @@ from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
 from overlay.base.console import counted
+from overlay.base.digest import sha256
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.changes import Changes
 from overlay.patches.patch import Patch
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 from overlay.wheels import on_files, rawzip, record, sbom, stated_version, unpatch
+from overlay.wheels.build import repack
 from overlay.wheels.on_files import MisfitError
-from overlay.wheels.plan import Plan, plan_wheel
+from overlay.wheels.plan import Plan, file_name, plan_wheel
 from overlay.wheels.rawzip import Member
 from overlay.wheels.unpatch import NotPatchedError
 
@@ -56,6 +62,7 @@ class _Opened:
     path: Path
     stream: IO[bytes]
     by_name: dict[str, Member]
+    """In the order of their data."""
 
     def read(self, name: str) -> bytes | None:
         member = self.by_name.get(name)
@@ -97,8 +104,8 @@ def _foreign(path: Path, why: str) -> OverlayError:
 def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[Check]:
     """Run every check on the wheel at `path`.
 
-    It is compared with the official wheel if that is in the cache, and with `official` in any
-    case; else nothing is needed but this repository.
+    It is compared with what is made of the official wheel if that is in the cache, and with
+    `official` in any case; for the other checks nothing is needed but this repository.
 
     Raises:
         OverlayError: it is none of ours, cannot be read as a zip file at all, or what it is
@@ -112,42 +119,118 @@ def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[
     with path.open("rb") as stream:
         ours = _open(path, stream)
         try:
-            if official or workspace.fetcher.cache.has(release.wheel):
-                files = _against_wheel(workspace, release, ours, bill)
-            else:
-                files = _against_locks(workspace, release, ours, patches, info)
-            return [
-                _run("RECORD", _record(path), counted(len(ours.by_name), "file")),
+            written = {*_touched(patches), *_written_by_build(info)}
+            whole = f"as {file_name(workspace.versions, release)} is written"
+            checks = [
+                _run(
+                    "sha256", _sum(release, path), f"{path.stat().st_size} bytes, by VERSIONS.toml"
+                ),
+                _run("zip file", _zip_file(workspace, release, ours, written), whole),
+                _run("RECORD", _record(ours, info), counted(len(ours.by_name), "file")),
                 _run("version", _version(ours, info, version), version),
-                *files,
-                _run("SBOM", _sbom(ours, info, bill), counted(len(patches), "patch")),
+                *_against_locks(workspace, release, ours, patches, info),
             ]
+            if official or workspace.fetcher.cache.has(release.wheel):
+                checks.append(_against_wheel(workspace, release, ours, bill))
+            bill_check = _run("SBOM", _sbom(ours, info, bill), counted(len(patches), "patch"))
+            return [*checks, bill_check]
         except zipfile.BadZipFile as error:
             raise OverlayError(
                 f"{path.name} is damaged", str(error), "Build it again", Exit.INTEGRITY
             ) from error
 
 
-def _against_wheel(
-    workspace: Workspace, release: Release, ours: _Opened, bill: bytes
-) -> tuple[Check, Check]:
-    """Every member, compared with the official wheel and the patched source tree."""
+def _sum(release: Release, path: Path) -> Iterator[str]:
+    if release.patched_sha256 is None:
+        yield f"VERSIONS.toml does not lock it: vllm-overlay lock {release.name}"
+        return
+    size, found = path.stat().st_size, sha256(path)
+    if (found, size) != (release.patched_sha256, release.patched_size):
+        wanted = f"{release.patched_sha256}, {release.patched_size} bytes"
+        yield f"it is {found}, {size} bytes; VERSIONS.toml locks {wanted}"
+
+
+def _touched(patches: Sequence[Patch]) -> set[str]:
+    """The files that patches touch."""
+    return {file.path for patch in patches for file in patch.files}
+
+
+def _written_by_build(info: str) -> tuple[str, ...]:
+    """The files that every build writes anew; `info` is the patched wheel's dist-info folder."""
+    metadata = (f"{info}/{name}" for name in ("METADATA", "RECORD", f"sboms/{record.SBOM}"))
+    return (stated_version.VERSION_MODULE, *metadata)
+
+
+def _zip_file(
+    workspace: Workspace, release: Release, ours: _Opened, written: Collection[str]
+) -> Iterator[str]:
+    """What is not as `build` writes it around the members' bytes; `written` are files that it
+    writes anew."""
+    name = file_name(workspace.versions, release)
+    if ours.path.name != name:
+        yield f"the file is called {ours.path.name}, and build calls it {name}"
+    for member in ours.by_name.values():
+        if member.name in written and (member.method != zipfile.ZIP_STORED or member.executable):
+            yield f"{member.name} is compressed or executable, and build writes it as neither"
+
+    def write(put: rawzip.Write) -> None:
+        writer = rawzip.Writer(put)
+        for member in ours.by_name.values():
+            writer.copy(ours.stream, member, member.name)
+        writer.close()
+
+    at = _first_difference(ours.path, write)
+    if at is not None:
+        yield f"from byte {at} on ({_part(ours, at)}) it is not what build writes"
+
+
+def _first_difference(path: Path, write: Callable[[rawzip.Write], None]) -> int | None:
+    """Where the file at `path` differs from what `write` writes; None: nowhere."""
+    with path.open("rb") as stream:
+        comparer = rawzip.Comparer(stream)
+        try:
+            write(comparer.write)
+            comparer.close()
+        except rawzip.DifferentError as error:
+            return error.at
+    return None
+
+
+def _part(ours: _Opened, at: int) -> str:
+    """What a byte of the file belongs to."""
+    members = [member for member in ours.by_name.values() if member.header_offset <= at]
+    if not members:
+        return "before the first file"
+    last = members[-1]
+    if at < last.offset + last.compressed_size:
+        return last.name
+    return f"after {last.name}"
+
+
+def _against_wheel(workspace: Workspace, release: Release, ours: _Opened, bill: bytes) -> Check:
+    """The whole file, compared with what `build` makes of the official wheel."""
     result = workspace.apply(release).require()
     official = workspace.fetcher.fetch(release, "wheel", check=True)
     with official.open("rb") as stream:
         theirs = _open(official, stream)
-        plan = plan_wheel(workspace, release, result, stream, list(theirs.by_name.values()), bill)
-        return (
-            _run("patched files", _patched(ours, plan), _count(plan)),
-            _run("other files", _others(ours, theirs, plan), f"as in {official.name}"),
-        )
+        members = list(theirs.by_name.values())
+        plan = plan_wheel(workspace, release, result, stream, members, bill)
+
+        def write(put: rawzip.Write) -> None:
+            repack(release, stream, members, plan, put)
+
+        at = _first_difference(ours.path, write)
+        problems = [] if at is None else [*_patched(ours, plan), *_others(ours, theirs, plan)]
+        if at is not None and not problems:
+            problems = [f"from byte {at} on ({_part(ours, at)}) it is not what build makes of it"]
+        return _run("official wheel", problems, f"{official.name}, {_count(plan)}")
 
 
 def _against_locks(
     workspace: Workspace, release: Release, ours: _Opened, patches: Sequence[Patch], info: str
 ) -> tuple[Check, Check]:
     """Every member, compared with the digests in VERSIONS.toml."""
-    told = "by VERSIONS.toml; --official compares bytes, and names what differs"
+    told = "by VERSIONS.toml"
     try:
         before = on_files.take_back(patches, ours.read)
     except MisfitError as error:
@@ -199,20 +282,39 @@ def _open(path: Path, stream: IO[bytes]) -> _Opened:
 
 
 def _run(name: str, problems: Iterable[str], detail: str) -> Check:
-    return Check(name, detail, tuple(problems))
+    try:
+        return Check(name, detail, tuple(problems))
+    except (ValueError, SyntaxError, RecursionError) as error:  # not UTF-8, say, or no Python
+        return Check(name, detail, (f"a file cannot be read: {error}",))
 
 
 def _count(plan: Plan) -> str:
     return f"{len(plan.replaced)} changed, {len(plan.added)} added, {len(plan.removed)} removed"
 
 
-def _record(path: Path) -> Iterator[str]:
+def _record(ours: _Opened, info: str) -> Iterator[str]:
     try:
-        with WheelFile.open(path) as source:
+        with WheelFile.open(ours.path) as source:
             source.validate_record(validate_contents=True)
     except Exception as error:  # installer's own classes of what is wrong with a wheel
         lines: object = getattr(error, "issues", None)
         yield from (str(line) for line in (lines if isinstance(lines, list) else [error]))
+        return
+    # It lets lines pass that are of no file, or have another hash or none.
+    name = f"{info}/RECORD"
+    data = ours.read(name) or b""
+    rows = record.read(data.decode())
+    names = list(ours.by_name)
+    yield from (f"it lists {extra}, which is not in the wheel" for extra in rows.keys() - names)
+    for member in ours.by_name.values():
+        row = rows.get(member.name, ("", "", ""))
+        is_own = member.name == name
+        if row[2] != ("" if is_own else str(member.size)):
+            yield f"it has another size of {member.name}"
+        if not (row[1] == "" if is_own else row[1].startswith("sha256=")):
+            yield f"it has no sha256 of {member.name}"
+    if names[-1] != name or data != record.write([rows[each] for each in names if each in rows]):
+        yield "it is not written as build writes it: in the order of the files, itself last"
 
 
 def _version(opened: _Opened, dist_info: str, wanted: str) -> Iterator[str]:
