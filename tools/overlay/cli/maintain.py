@@ -228,6 +228,10 @@ def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -
     verb = "would change" if check else "changed"
     names = counted(len(made.releases), "release")
     out.print(f"{names} tried, {counted(count, 'file')} {verb}")
+    if count and not check:
+        err.print(
+            "the patched wheels' sums change with that: vllm-overlay lock --all", markup=False
+        )
 
 
 @click.command(epilog=EPILOG)
