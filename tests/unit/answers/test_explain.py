@@ -348,12 +348,15 @@ def test_answers_without_cells(kept_run: Run, arguments: tuple[str, ...], said: 
         (("--gpu", "T4", "--capability", "7.5"), "not both"),
         (("--gpu", "RTX 6000"), "near it are Quadro RTX 6000 (7.5)"),
         (("--capability", "T4"), "no compute capability 'T4'"),
-        (("--gpu", "T4", "--release", "1.2"), "Did you mean 1.1 or 1.0"),
+        (("--gpu", "T4", "--release", "1.2"), "Did you mean 1.0 or 1.1"),
         (("--gpu", "T4", "--kv-cache-dtype", "int8"), "'int8' is not one of"),
         (("--gpu", "T4", "--dtype", "fp16"), "'fp16' is not one of"),
-        (("--gpu", "T4", "--max-model-len", "0"), "0 is not in the range"),
+        (("--gpu", "T4", "--max-model-len", "0"), "is no number of tokens"),
         (("--gpu", "T4", "--v1", "true"), "'true' is not one of"),
-        (("--gpu", "T4", "--backend", "xformers"), "1.1 has no backend 'xformers': its are"),
+        (
+            ("--gpu", "T4", "--backend", "xformers"),
+            "1.1 has no backend 'xformers': its backends are",
+        ),
     ],
 )
 def test_wrong_usage(kept_run: Run, arguments: tuple[str, ...], said: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -64,7 +65,7 @@ def test_fetch_prints_paths(run: Run, upstream: Upstream) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
-        (("build", "1.2"), 2, "Did you mean 1.1 or 1.0"),
+        (("build", "1.2"), 2, "Did you mean 1.0 or 1.1"),
         (("build", "0.9"), 2, "release 0.9 has no patches"),
         (("build",), 2, "Missing argument 'RELEASE'"),
         (("build", "1.0", "--fuzz"), 2, "No such option"),
@@ -212,3 +213,42 @@ def test_the_shell_completes_commands(tmp_path: Path) -> None:
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.stdout == "plain,explain\n", done.stderr
+
+
+@pytest.mark.parametrize("command", [["--help"], ["series", "1.0"], ["status"]])
+@pytest.mark.parametrize("stream", [1, 2])
+def test_a_closed_stream(upstream: Upstream, command: list[str], stream: int) -> None:
+    """The exit status tells, and nothing is called a fault of ours."""
+    arguments = [*root_flags(upstream), *command]
+    line = f"exec {sys.executable} -m overlay {shlex.join(arguments)} {stream}>&-"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "internal error:" not in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_reader_that_has_enough(upstream: Upstream) -> None:
+    """As other tools end then: by SIGPIPE's number, without a word."""
+    command = [sys.executable, "-m", "overlay", *root_flags(upstream), "series", "1.0"]
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("command", [["--help"], ["validate", "1.0"], ["series", "1.0"]])
+def test_an_ascii_locale(upstream: Upstream, command: list[str]) -> None:
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    arguments = [sys.executable, "-m", "overlay", *root_flags(upstream), *command]
+    done = subprocess.run(arguments, env=env, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def root_flags(upstream: Upstream) -> list[str]:
+    return [
+        "--root", str(upstream.root), "--cache", str(upstream.cache), "--find-links",
+        str(upstream.served),
+    ]  # fmt: skip

@@ -35,8 +35,41 @@ def test_local_version(ours: versions.Versions) -> None:
     assert ours.local_version(ours.get("0.8.5.post1")) == "0.8.5.post1+llama4.4"
 
 
-def test_a_leading_v_is_forgiven(ours: versions.Versions) -> None:
-    assert ours.get("v0.9.2") is ours.get("0.9.2")
+@pytest.mark.parametrize(
+    ("name", "release"),
+    [
+        ("v0.9.2", "0.9.2"),
+        ("0.8.5post1", "0.8.5.post1"),
+        ("0.8.5-post1", "0.8.5.post1"),
+        ("V0.8.5.POST1", "0.8.5.post1"),
+        (" 0.8.3 ", "0.8.3"),
+        ("0.8.3+llama4.1", "0.8.3"),
+    ],
+)
+def test_names_are_as_pep_440_has_them(ours: versions.Versions, name: str, release: str) -> None:
+    assert ours.get(name) is ours.releases[release]
+
+
+@pytest.mark.parametrize("name", ["0.8.3+cu118", "", "latest", "0.8.3.*"])
+def test_what_is_no_name_of_a_release(ours: versions.Versions, name: str) -> None:
+    with pytest.raises(OverlayError, match="unknown release"):
+        ours.get(name)
+
+
+def test_near_misses_stand_in_order(ours: versions.Versions) -> None:
+    with pytest.raises(
+        OverlayError, match=r"mean 0\.10\.0 or 0\.10\.1 or 0\.10\.1\.1 or 0\.10\.2\?"
+    ):
+        ours.get("0.10")
+    with pytest.raises(OverlayError, match=r"mean 0\.8\.3 or 0\.8\.4 or 0\.8\.5\?"):
+        ours.get_patched("0.8.6")
+
+
+def test_a_control_is_not_offered_to_be_built(ours: versions.Versions) -> None:
+    with pytest.raises(OverlayError, match=r"Known: 0\.8\.3, .*0\.10\.2\.$"):
+        ours.get_patched("0.11.1")
+    with pytest.raises(OverlayError, match=r"0\.8\.2 has no patches: it has no Llama 4"):
+        ours.get_patched("0.8.2")
 
 
 @pytest.mark.parametrize(("name", "near"), [("0.8.5.post2", "0.8.5.post1"), ("0.10.3", "0.10.2")])

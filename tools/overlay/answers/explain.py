@@ -7,6 +7,7 @@ not have is said to be unknown.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -342,9 +343,11 @@ def _knows(kept: Kept, backend: str) -> bool:
 
 def _no_backend(kept: Matrix, backend: str) -> OverlayError:
     names = sorted({row.backend for row in kept.rows} - {UNSET})
+    near = difflib.get_close_matches(backend.upper().replace("-", "_"), names, n=1, cutoff=0.6)
     return OverlayError(
-        f"{kept.release} has no backend {backend!r}", f"its are {', '.join(names)}",
-        f"Name one of them, or none: unset {BACKEND}", Exit.USAGE,
+        f"{kept.release} has no backend {backend!r}", f"its backends are {', '.join(names)}",
+        f"Did you mean {near[0]}" if near else f"Name one of them, or none: unset {BACKEND}",
+        Exit.USAGE,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from overlay.answers import doctor, explain, gpus, matrix, probe
 from overlay.base.console import out, print_json
 from overlay.base.errors import Exit
-from overlay.cli.options import EPILOG, json_option, pass_workspace
+from overlay.cli.options import EPILOG, json_option, pass_workspace, tokens
 from overlay.patches.workspace import Workspace
 
 Command = TypeVar("Command", bound=Callable[..., None])
@@ -30,8 +30,8 @@ def _configuration(command: Command) -> Command:
             type=click.Choice(["auto", "fp8", "fp8_e4m3", "fp8_e5m2"]),
         ),
         click.option(
-            "--max-model-len", type=click.IntRange(1), metavar="N",
-            help="Tokens; past the chunk if not given.",
+            "--max-model-len", callback=tokens, metavar="N",
+            help="Tokens, or as vLLM takes them: 32k, 32K; past the chunk if not given.",
         ),
         click.option(
             "--chunk", type=click.IntRange(1), default=explain.CHUNK, show_default=True,
@@ -86,7 +86,7 @@ def explain_command(
         kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len, chunk
     )
     versions = workspace.versions
-    chosen = (versions.get(release),) if release else versions.patched
+    chosen = versions.patched if release is None else (versions.get(release),)
     target, answers = explain.ask(workspace, chosen, named, settings)
     if as_json:
         print_json(explain.as_json(target, settings, answers))

@@ -137,6 +137,7 @@ def cli(
 def main() -> NoReturn:
     """Run the command; a user's mistake gets one line and an exit status, no traceback."""
     verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
+    _open_closed_streams()
     try:
         try:
             status = cli.main(standalone_mode=False)
@@ -191,6 +192,15 @@ def _internal_error(error: Exception, verbose: bool) -> NoReturn:
         markup=False,
     )
     sys.exit(70)
+
+
+def _open_closed_streams() -> None:
+    """Let what is printed go nowhere if the caller has closed stdout or stderr (`>&-`): the exit
+    status still tells."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # to the end
+            setattr(sys, name, nowhere)
 
 
 def _drop_output() -> None:

@@ -193,9 +193,9 @@ def _require_fit(made: Plan) -> None:
     )
 
 
-def _by_release(made: Plan) -> dict[str, dict[str, dict[str, str]]]:
+def _by_release(made: Plan) -> dict[str, dict[str, dict[str, str | int]]]:
     """The fields of VERSIONS.toml that change."""
-    found: dict[str, dict[str, dict[str, str]]] = {}
+    found: dict[str, dict[str, dict[str, str | int]]] = {}
     for one in made.changes:
         found.setdefault(one.release, {})[one.key] = {"old": one.old, "new": one.new}
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,24 @@ permissions, a missing tool), 70 internal error, 130 interrupted.
 pass_workspace = click.pass_obj
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
 all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
+
+
+def tokens(_context: click.Context, _option: click.Parameter, value: str | None) -> int | None:
+    """A number of tokens, as vLLM's --max-model-len takes it: 32000 or 32k; 32768 or 32K.
+
+    Raises:
+        click.BadParameter: it is none.
+    """
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)([kmKM]?)", value.strip())
+    number = int(found[1]) * _UNITS[found[2]] if found else 0
+    if number < 1:
+        raise click.BadParameter(f"{value!r} is no number of tokens, such as 32768, 32k or 32K")
+    return number
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "K": 2**10, "M": 2**20}
 
 
 def work_option(suite: str, what: str) -> Callable[[_F], _F]:

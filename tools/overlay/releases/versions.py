@@ -242,20 +242,34 @@ class Versions(_Model):
         return tuple(r for r in self.releases.values() if r.is_patched)
 
     def get(self, name: str) -> Release:
-        """The release called `name`; a leading v is forgiven.
+        """The release called `name`, as PEP 440 reads it: v0.8.5, 0.8.5post1, or a patched
+        wheel's version.
 
         Raises:
             OverlayError: there is none; the nearest names are suggested.
         """
-        found = self.releases.get(name.removeprefix("v"))
+        return self._named(name, self.releases)
+
+    def _named(self, name: str, offered: Iterable[str]) -> Release:
+        """The release called `name`; `offered` are those to suggest in place of none."""
+        found = self.releases.get(self._public(name))
         if found is None:
             raise OverlayError(
                 f"unknown release {name!r}",
                 "VERSIONS.toml does not list it",
-                f"{_suggestion(name, self.releases)}",
+                _suggestion(name, offered),
                 Exit.USAGE,
             )
         return found
+
+    def _public(self, name: str) -> str:
+        """The public version in its usual form, of an official version or one of this overlay's."""
+        try:
+            version = Version(name)
+        except InvalidVersion:
+            return name
+        is_ours = (version.local or "").split(".")[0] == self.overlay.label
+        return version.public if is_ours or not version.local else name
 
     def get_patched(self, name: str) -> Release:
         """The release called `name`, which must have a series.
@@ -263,11 +277,14 @@ class Versions(_Model):
         Raises:
             OverlayError: unknown, or a control release, which has nothing to patch.
         """
-        release = self.get(name)
+        release = self._named(name, [each.name for each in self.patched])
         if not release.is_patched:
+            older = release.version < self.patched[0].version
             raise OverlayError(
                 f"release {release.name} has no patches",
-                "it is pinned for comparison only: the use_irope fault is not in it",
+                "it has no Llama 4, and is pinned for comparison only"
+                if older
+                else "it is pinned for comparison only: the use_irope fault is not in it",
                 f"Use upstream's own {release.name}, or name one of "
                 + ", ".join(r.name for r in self.patched),
                 Exit.USAGE,
@@ -301,8 +318,13 @@ def ranges(names: Collection[str], order: Iterable[str]) -> str:
 
 
 def _suggestion(name: str, known: Iterable[str]) -> str:
+    """What to name instead: the releases of a series (0.10), or those of a similar name."""
     names = list(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+    start = name.removeprefix("v").rstrip(".")
+    near = [each for each in names if start and each.startswith(f"{start}.")]
+    if not near:
+        similar = difflib.get_close_matches(name, names, n=3, cutoff=0.6)
+        near = [each for each in names if each in similar]
     if near:
         return f"Did you mean {' or '.join(near)}? Known: {', '.join(names)}"
     return f"Name one of {', '.join(names)}"
