@@ -20,6 +20,7 @@ from overlay.answers import doctor, probe
 from overlay.answers.explain import Settings
 from overlay.answers.probe import Device, visible
 from overlay.base.errors import OverlayError
+from overlay.wheels import record
 from overlay.wheels.build import build_wheel
 
 from ..made_matrix import keep
@@ -54,9 +55,12 @@ class Machine:
         self.script("nvidia-smi", f"cat <<'END'\n{text}END")
 
     def install(self, version: str) -> None:
-        """A wheel of `version`, unpacked."""
-        path = self.folder / f"vllm-{version}-cp38-abi3-manylinux1_x86_64.whl"
-        write_wheel(path, version, {"vllm/__init__.py": "", "vllm/attention.py": "A = 1\n"})
+        """A wheel of `version`, unpacked: the official one, if there is one."""
+        name = f"vllm-{version}-cp38-abi3-manylinux1_x86_64.whl"
+        path = self.upstream.served / name
+        if not path.is_file():
+            path = self.folder / name
+            write_wheel(path, version, {"vllm/__init__.py": "", "vllm/attention.py": "A = 1\n"})
         self.unpack(path)
 
     def unpack(self, path: Path) -> None:
@@ -125,7 +129,7 @@ def test_stock_that_is_wrong(machine: Machine) -> None:
     said = words(ran.out)
     assert "vLLM 1.0, upstream's, not patched, in /" in said
     assert "GPU 0: Tesla T4, capability 7.5 (nvidia-smi)" in said
-    assert "files 2 Python files, as RECORD has them" in said
+    assert "files 3 Python files, as RECORD has them" in said
     assert "Llama 4 wrong, V0 XFormers: wrong attention in chunked layers" in said
     assert "To change: install vllm==1.0+llama4.1: vllm-overlay build 1.0" in said
     assert said.count("To change") == 1
@@ -225,6 +229,92 @@ def test_files_were_edited(patched: Machine) -> None:
     assert "3 Python files, 2 not as RECORD has them" in words(patched.doctor().out)
 
 
+INFO = "vllm-1.0+llama4.1.dist-info"
+
+
+def adapt_record(site: Path, info: str = INFO) -> None:
+    """Let RECORD say what is there, as one does who knows how it is written."""
+    file = site / info / "RECORD"
+    rows = record.read(file.read_text()).values()
+    there = [(row, site / row[0]) for row in rows if (site / row[0]).is_file()]
+    new = [record.line(row[0], path.read_bytes()) if row[1] else row for row, path in there]
+    file.write_bytes(record.write(new))
+
+
+def take_patch_back(site: Path) -> None:
+    file = site / "vllm/attention.py"
+    file.write_text(file.read_text().replace(", use_irope=False", ""))
+    adapt_record(site)
+
+
+def change_another_module(site: Path) -> None:
+    (site / "vllm/__init__.py").write_text("import os\n")
+    adapt_record(site)
+
+
+def drop_a_row(site: Path) -> None:
+    file = site / INFO / "RECORD"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(line for line in lines if not line.startswith("vllm/__init__.py,")))
+
+
+def add_a_module(site: Path) -> None:
+    (site / "vllm/backdoor.py").write_text("import os\n")
+    file = site / INFO / "RECORD"
+    file.write_text("vllm/backdoor.py,,\n" + file.read_text())
+    adapt_record(site)
+
+
+def no_record(site: Path) -> None:
+    (site / INFO / "RECORD").unlink()
+
+
+def second_dist_info(site: Path) -> None:
+    (site / "vllm-0.9.dist-info").mkdir()
+    (site / "vllm-0.9.dist-info/METADATA").write_text("Name: vllm\nVersion: 0.9\n")
+
+
+def interrupted(site: Path) -> None:
+    (site / ".vllm-overlay").mkdir()
+
+
+def lose_originals(site: Path) -> None:
+    file = site / INFO / "RECORD"
+    file.write_text(f"{INFO}/{record.ORIGINALS},sha256={'A' * 43},9\n" + file.read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (take_patch_back, "install 1.0+llama4.1 again: patched files are not as locked"),
+        (change_another_module, "install 1.0+llama4.1 again: RECORD is not as locked"),
+        (drop_a_row, "install 1.0+llama4.1 again: RECORD is not as locked"),
+        (add_a_module, "install 1.0+llama4.1 again: RECORD is not as locked"),
+        (no_record, "install it again: it has no RECORD"),
+        (second_dist_info, "uninstall vLLM and install one release: there are vllm-0.9.dist-info"),
+        (interrupted, "end an install that was interrupted: vllm-overlay install --python"),
+        (lose_originals, "which holds what was replaced, is missing or damaged"),
+    ],
+)
+def test_an_installation_that_is_not_what_it_says(
+    patched: Machine, change: Callable[[Path], None], said: str
+) -> None:
+    """It is compared with this checkout, and RECORD is not believed."""
+    assert patched.report()["to_change"] == []
+    change(patched.site)
+    assert any(said in each for each in patched.report()["to_change"])
+
+
+def test_stock_whose_record_was_adapted(machine: Machine) -> None:
+    machine.install("1.0")
+    machine.gpus(A10)
+    assert machine.report()["to_change"] == []
+    (machine.site / "vllm/__init__.py").write_text("import os\n")
+    adapt_record(machine.site, "vllm-1.0.dist-info")
+    (change,) = machine.report()["to_change"]
+    assert change == "install upstream's 1.0 again: its RECORD does not list upstream's files"
+
+
 @pytest.mark.parametrize(
     ("version", "kind", "status", "said"),
     [
@@ -316,7 +406,9 @@ def test_all_gpus_are_hidden(machine: Machine, monkeypatch: pytest.MonkeyPatch) 
     machine.gpus(T4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     found = machine.report()
-    assert found["answers"] == found["to_change"] == []
+    assert found["answers"] == []
+    (change,) = found["to_change"]
+    assert change.startswith("install 1.0+llama4.1: this one is not patched, and no GPU tells")
     assert "no GPU to answer for: pass --gpu or --capability" in found["notes"]
 
 
@@ -338,9 +430,10 @@ def test_nvidia_smi_is_no_good(
     machine.install("1.0")
     machine.script("nvidia-smi", script)
     ran = machine.doctor()
-    assert ran.status == 0, ran.err
+    assert ran.status == 1, ran.err
     assert said in words(ran.out)
     assert "upstream's, not patched" in words(ran.out)
+    assert "To change: install 1.0+llama4.1: this one is not patched" in words(ran.out)
 
 
 def test_drivers_that_do_not_know_the_capability(machine: Machine) -> None:

@@ -17,6 +17,7 @@ from overlay.answers.probe import Device, Devices, Installed, Python
 from overlay.base.errors import OverlayError, some
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
+from overlay.wheels import locked, record
 from overlay.wheels.identity import Identity, identify, other_patches
 
 #: Variables that change what runs, and that the matrix does not count with.
@@ -89,12 +90,23 @@ def examine(
         answers = _answers(workspace, identity, asked, settings)
     except OverlayError as error:
         to_change.append(f"{error.what}: {error.why}. {error.fix}")
-    to_change += _of_install(workspace, installed, identity)
+    to_change += _of_install(workspace, installed, identity, python)
     to_change += _of_gpus(identity, answers)
+    if identity.kind == "stock" and identity.release and not answers and not to_change:
+        local = workspace.versions.local_version(identity.release)
+        to_change.append(
+            f"install {local}: this one is not patched, and no GPU tells that it is right "
+            f"without; vllm-overlay install --python {python.executable}"
+        )
     return Report(
         python.executable, installed, identity, devices, used, settings,
         {name: environ[name] for name in SHOWN if name in environ}, tuple(answers),
-        tuple(_notes(workspace, identity, environ, devices, used, answers)),
+        tuple(
+            _notes(
+                workspace, identity, environ, devices, used, answers,
+                bool(installed and installed.is_editable),
+            )
+        ),
         tuple(dict.fromkeys(to_change)),
     )  # fmt: skip
 
@@ -118,12 +130,16 @@ def _answers(
     return list(found.values())
 
 
-def _of_install(workspace: Workspace, installed: Installed | None, identity: Identity) -> list[str]:
+def _of_install(
+    workspace: Workspace, installed: Installed | None, identity: Identity, python: Python
+) -> list[str]:
     """What to change about vLLM itself, whatever the GPU."""
     versions = workspace.versions
     first, last = versions.patched[0].name, versions.patched[-1].name
     if installed is None:
         return [f"install one of the releases {first} to {last}: vllm-overlay build RELEASE"]
+    if broken := _of_metadata(installed, python):
+        return broken
     changes = []
     if identity.kind == "unknown":
         changes.append(f"install a release: nothing is known here of {installed.version or 'it'}")
@@ -131,6 +147,13 @@ def _of_install(workspace: Workspace, installed: Installed | None, identity: Ide
         changes.append(f"install a release from {first} on: this one has no Llama 4")
     elif identity.release and identity.kind == "patched":
         changes += _of_patched(workspace, installed, identity, identity.release)
+    if identity.kind == "stock" and identity.release and not installed.is_editable:
+        changes += _of_stock(installed, identity.release)
+    if installed.originals == "lost":
+        changes.append(
+            f"install it again: {record.ORIGINALS}, which holds what was replaced, is missing or "
+            "damaged, so that 'vllm-overlay install --revert' cannot restore it"
+        )
     if installed.damaged:
         changes.append(f"install it again: not as RECORD has them are {some(installed.damaged)}")
     return changes
@@ -148,7 +171,40 @@ def _of_patched(
         return []  # a note says it
     if why := other_patches(workspace, installed.bill, release):
         return [f"{wheel}: {why}; {build}"]
+    if installed.is_editable or installed.damaged:
+        return []  # said elsewhere
+    patches = workspace.patches(release)
+    found = locked.compare(workspace.versions, release, patches, installed.read, installed.info)
+    changes = [f"{wheel} again: patched files are not as locked: {why}" for why in found.patched]
+    changes += [f"{wheel} again: RECORD is not as locked: {why}" for why in found.others]
+    return [f"{change}; {build}" for change in changes]
+
+
+def _of_metadata(installed: Installed, python: Python) -> list[str]:
+    """What to change where metadata can't be believed."""
+    if installed.is_interrupted:
+        return [
+            "end an install that was interrupted: vllm-overlay install --python "
+            f"{python.executable}"
+        ]
+    if len(installed.infos) > 1:
+        return [
+            f"uninstall vLLM and install one release: there are {' and '.join(installed.infos)}"
+        ]
+    if not installed.read(f"{installed.info}/RECORD"):
+        return ["install it again: it has no RECORD, so that nothing tells what its files are"]
     return []
+
+
+def _of_stock(installed: Installed, release: Release) -> list[str]:
+    """What to change if it has upstream's version, and not upstream's files."""
+    try:
+        rows = record.read((installed.read(f"{installed.info}/RECORD") or b"").decode()).values()
+    except ValueError as error:
+        return [f"install it again: its RECORD can't be read: {error}"]
+    if release.record_python in (None, record.pins(rows, installed.info)[1]):
+        return []
+    return [f"install upstream's {release.name} again: its RECORD does not list upstream's files"]
 
 
 def _of_gpus(identity: Identity, answers: Sequence[tuple[Target, Answer | None]]) -> list[str]:
@@ -187,11 +243,14 @@ def _notes(
     devices: Devices,
     used: Sequence[Device],
     answers: Sequence[tuple[Target, Answer | None]],
+    is_editable: bool,
 ) -> list[str]:
     release, versions = identity.release, workspace.versions
     notes = [target.note for target, _ in answers if target.note]
     if release and (why := explain.why_not(versions, release)):
         notes.append(why)
+    if is_editable:
+        notes.append("it is an editable install: nothing tells whether its files are a release's")
     if identity.kind == "newer":
         notes.append("it is newer than what this overlay is for, and has no V0 engine to patch")
     if release and identity.kind == "foreign":

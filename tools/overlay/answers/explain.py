@@ -346,7 +346,8 @@ def _no_backend(kept: Matrix, backend: str) -> OverlayError:
     near = difflib.get_close_matches(backend.upper().replace("-", "_"), names, n=1, cutoff=0.6)
     return OverlayError(
         f"{kept.release} has no backend {backend!r}", f"its backends are {', '.join(names)}",
-        f"Did you mean {near[0]}" if near else f"Name one of them, or none: unset {BACKEND}",
+        f"Did you mean {near[0]}? Else unset {BACKEND}" if near else
+        f"Name one of them, or none: unset {BACKEND}",
         Exit.USAGE,
     )  # fmt: skip
 

@@ -16,9 +16,13 @@ from dataclasses import dataclass
 from email.parser import HeaderParser
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
+from typing import Literal
+
+from packaging.utils import canonicalize_name
 
 from overlay.answers import gpus
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.journal import IN_SITE
 from overlay.wheels import record
 
 #: Seconds that another Python has to start.
@@ -49,6 +53,23 @@ class Installed:
     """Python files that are missing or not as RECORD has them."""
     checked: int
     """Python files compared with RECORD; 0 if it has none."""
+    info: str = ""
+    """Name of its dist-info folder."""
+    infos: tuple[str, ...] = ()
+    """All dist-info folders of vLLM beside it, its own too."""
+    is_interrupted: bool = False
+    """Whether an `install` of this overlay was begun there and not ended."""
+    is_editable: bool = False
+    """Whether its files are those of a source tree, of which RECORD says nothing."""
+    originals: Literal["none", "kept", "lost"] = "none"
+    """What `install` replaced: whether RECORD lists that, and whether it is there."""
+
+    def read(self, name: str) -> bytes | None:
+        """A file below the folder; None if there is none."""
+        try:
+            return (self.folder / name).read_bytes()
+        except OSError:
+            return None
 
 
 @dataclass(frozen=True)
@@ -122,9 +143,33 @@ def inspect(found: Distribution) -> Installed:
     folder = Path(str(found.locate_file("")))
     rows = [row for row in _record(found) if row[0].endswith(".py")]
     damaged = [name for name, wanted in rows if record.hash_of(folder / name) != wanted]
+    info = Path(str(getattr(found, "_path", ""))).name
+    project = info.partition("-")[0]
+    infos = sorted(path.name for path in folder.glob("*.dist-info") if _is_of(path, project))
     return Installed(
-        version or "", folder, found.read_text(f"sboms/{record.SBOM}"), tuple(damaged), len(rows)
-    )
+        version or "", folder, found.read_text(f"sboms/{record.SBOM}"), tuple(damaged), len(rows),
+        info, tuple(infos), (folder / IN_SITE).is_dir(), _is_editable(found),
+        _originals(found, folder, info),
+    )  # fmt: skip
+
+
+def _is_of(path: Path, project: str) -> bool:
+    return canonicalize_name(path.name.partition("-")[0]) == canonicalize_name(project)
+
+
+def _is_editable(found: Distribution) -> bool:
+    try:
+        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        return bool(origin.get("dir_info", {}).get("editable"))
+    except (ValueError, AttributeError):
+        return False
+
+
+def _originals(found: Distribution, folder: Path, info: str) -> Literal["none", "kept", "lost"]:
+    wanted = dict(_record(found)).get(f"{info}/{record.ORIGINALS}")
+    if wanted is None:
+        return "none"
+    return "kept" if record.hash_of(folder / info / record.ORIGINALS) == wanted else "lost"
 
 
 def _record(found: Distribution) -> Iterator[tuple[str, str]]:

@@ -23,6 +23,8 @@ from overlay.base import atomic
 from overlay.base.digest import sha256
 
 PLAN = "journal.json"
+IN_SITE = ".vllm-overlay"
+"""The stage of a site-packages folder, in it; the name of no package and of no distribution."""
 _UNDO = "undo.json"
 """The same plan once it is being taken back: a name is changed where the disk is full, too."""
 

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from overlay.base.journal import Journal
+from overlay.base.journal import IN_SITE, Journal
 
-#: Below the folder that is changed; the name of no package and of no distribution.
-STAGE = ".vllm-overlay"
+STAGE = IN_SITE
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import ast
 import zipfile
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path
@@ -35,16 +35,13 @@ from packaging.version import Version
 from overlay.base.console import counted
 from overlay.base.digest import sha256
 from overlay.base.errors import Exit, OverlayError
-from overlay.patches.changes import Changes
 from overlay.patches.patch import Patch
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
-from overlay.wheels import on_files, rawzip, record, sbom, stated_version, unpatch
+from overlay.wheels import locked, rawzip, record, sbom, stated_version
 from overlay.wheels.build import repack
-from overlay.wheels.on_files import MisfitError
 from overlay.wheels.plan import Plan, file_name, plan_wheel
 from overlay.wheels.rawzip import Member
-from overlay.wheels.unpatch import NotPatchedError
 
 
 @dataclass(frozen=True)
@@ -231,50 +228,18 @@ def _against_locks(
 ) -> tuple[Check, Check]:
     """Every member, compared with the digests in VERSIONS.toml."""
     told = "by VERSIONS.toml"
-    try:
-        before = on_files.take_back(patches, ours.read)
-    except MisfitError as error:
-        untold = "they can't be told from patched ones"
-        return _run("patched files", [str(error)], told), _run("other files", [untold], told)
-    found = Changes.between(before, {name: ours.read(name) for name in before})
+    found = locked.compare(workspace.versions, release, patches, ours.read, info)
+    installers = [name for name in ours.by_name if _is_installers(name, info)]
+    extra = tuple(f"{name} is no file that a wheel has" for name in installers)
     return (
-        _run("patched files", _digest(release, found), f"{len(found.kinds)}, {told}"),
-        _run("other files", _rest(workspace, release, ours, before, info), told),
+        _run("patched files", found.patched, f"{found.changed}, {told}"),
+        _run("other files", found.others + extra, told),
     )
 
 
-def _digest(release: Release, found: Changes) -> Iterator[str]:
-    if found.digest != release.files:
-        yield f"their digest is {found.digest}, VERSIONS.toml says {release.files}"
-
-
-def _rest(
-    workspace: Workspace,
-    release: Release,
-    ours: _Opened,
-    before: Mapping[str, bytes | None],
-    info: str,
-) -> Iterator[str]:
-    """What is wrong with the files that are to be upstream's."""
-    versions = workspace.versions
-    old = record.dist_info(versions.upstream.project, release.name)
-    if release.record is None:
-        yield f"VERSIONS.toml does not lock upstream's RECORD: vllm-overlay lock {release.name}"
-        return
-    try:
-        lines = record.read((ours.read(f"{info}/RECORD") or b"").decode())
-        stated = unpatch.without_version(
-            ours.read, release.name, versions.local_version(release), info
-        )
-    except (NotPatchedError, ValueError) as error:
-        yield str(error)
-        return
-    rows = unpatch.official_rows(lines.values(), {**before, **stated}, old, info)
-    for name, *_ in rows:
-        if record.is_installers(name, old) and name != f"{old}/RECORD":
-            yield f"{name} is no file that a wheel has"
-    if record.pins(rows, old) != (release.record, release.record_python):
-        yield "they are not those of the official wheel's RECORD"
+def _is_installers(name: str, info: str) -> bool:
+    """Whether an installer writes it; RECORD is the wheel's own, too."""
+    return name != f"{info}/RECORD" and record.is_installers(name, info)
 
 
 def _open(path: Path, stream: IO[bytes]) -> _Opened:
