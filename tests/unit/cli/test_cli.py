@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ import pytest
 
 from made_upstream import Ran, Upstream
 from overlay.cli.main import COMMANDS
+from overlay.wheels.build import build_wheel
+
+from ..made_matrix import keep
 
 Run = Callable[..., Ran]
 
@@ -201,6 +205,23 @@ def test_without_git(tmp_path: Path, words: tuple[str, ...], status: int) -> Non
     assert done.returncode == status, done.stderr
     assert "Traceback" not in done.stderr
     assert ("git is missing" in done.stderr) is (status == 6)
+
+
+def test_verify_and_doctor_without_git(upstream: Upstream, tmp_path: Path) -> None:
+    """Of a wheel and of what is installed from it, against patches that are read without git."""
+    workspace = upstream.workspace()
+    wheel = build_wheel(workspace, workspace.versions.get("1.0"), tmp_path / "dist").path
+    keep(upstream.root, "1.0", "1.1")
+    site = tmp_path / "venv/site-packages"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    python = tmp_path / "venv/python"
+    python.write_text(f"#!/bin/sh\necho '{json.dumps([str(site)])}'\n")
+    python.chmod(0o755)
+    flags = ["--root", str(upstream.root), "--cache", str(tmp_path / "empty"), "--offline"]
+    for words in (["verify", str(wheel)], ["doctor", "--python", str(python), "--gpu", "A10"]):
+        done = of_its_own(tmp_path, "-m", "overlay", *flags, *words, path="/nonexistent")
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_shell_completes_commands(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from email import message_from_string, policy
 from functools import cached_property
 from pathlib import Path
 
@@ -90,9 +91,11 @@ class Patch:
 
 
 def read_patch(
-    git: Git, patches: Path, path: PatchPath, known: dict[PatchPath, Patch] | None = None
+    git: Git | None, patches: Path, path: PatchPath, known: dict[PatchPath, Patch] | None = None
 ) -> Patch:
     """Read and parse one patch; `known` are patches that were parsed already, and it is added.
+
+    Without `git` it must be in canonical form, as `validate` has it.
 
     Raises:
         OverlayError: missing, unreadable, not a mail with one diff, or a diff refused by
@@ -111,7 +114,7 @@ def read_patch(
     known = {} if known is None else known
     patch = known.get(path)
     if patch is None or patch.data != data:
-        mail = parse_mail(git, data, str(path))
+        mail = parse_mail(git, data, str(path)) if git else parse_canonical(data, str(path))
         patch = known[path] = Patch(path, data, mail, parse_diff(mail.diff, str(path)))
     return patch
 
@@ -136,14 +139,39 @@ def parse_mail(git: Git, data: bytes, where: str) -> Mail:
             raise _no_mail(where, error.stderr.strip()) from error
         except UnicodeDecodeError as error:
             raise _no_mail(where, f"it is not UTF-8 ({error.reason})") from error
+    _require_fields(fields, where)
+    author, email, date, subject = fields
+    return Mail(author, email, date, subject, body, text)
+
+
+def parse_canonical(data: bytes, where: str) -> Mail:
+    """The same as `parse_mail` of a patch in canonical form, where there is no git to ask.
+
+    Raises:
+        OverlayError: it is not in canonical form.
+    """
+    try:
+        header, _, rest = data.decode().partition("\n\n")
+        found = message_from_string(header, policy=policy.default)
+        (sender,) = found["From"].addresses
+        fields = [sender.display_name, sender.addr_spec, found["Date"], found["Subject"]]
+    except (UnicodeDecodeError, LookupError, AttributeError, TypeError, ValueError) as error:
+        raise _no_mail(where, f"its header can't be read ({error})") from error
+    fields = [str(field or "") for field in fields]
+    _require_fields(fields, where)
+    body, start, diff = f"\n{rest}".partition("\ndiff --git ")
+    author, address, date, subject = fields
+    return Mail(author, address, date, subject, body.strip("\n") + "\n\n", start[1:] + diff)
+
+
+def _require_fields(fields: Sequence[str], where: str) -> None:
+    """Raise unless author, email, date and subject are there, and fit for git."""
     for name, value in zip(("From", "From", "Date", "Subject"), fields, strict=True):
         if not value:
             raise _no_mail(where, f"there is no {name}: header in it")
         # They go to git in its environment, which takes neither.
         if not value.isprintable() or len(value) > _MAX_FIELD:
             raise _no_mail(where, f"its {name}: header is no plain line of text")
-    author, email, date, subject = fields
-    return Mail(author, email, date, subject, body, text)
 
 
 def _info_lines(out: str) -> Iterator[tuple[str, str]]:

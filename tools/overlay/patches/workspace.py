@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import tempfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from overlay.base.console import Progress
 from overlay.base.errors import Exit, OverlayError
-from overlay.base.git import Git
 from overlay.base.project import Project
 from overlay.patches import patch, series, tree
 from overlay.patches.patch import Patch
@@ -54,12 +52,8 @@ class Workspace:
         return series.read_series(self.project.patches, release.series) if release.series else ()
 
     def patches(self, release: Release) -> list[Patch]:
-        """The patches of a release, read; no source tree is needed."""
-        with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
-            git = Git(Path(folder, "none"))  # mails are read with it; there is no repository
-            return [
-                patch.read_patch(git, self.project.patches, path) for path in self.series(release)
-            ]
+        """The patches of a release, read; neither a source tree nor git is needed."""
+        return [patch.read_patch(None, self.project.patches, path) for path in self.series(release)]
 
     def require_topic(self, topic: str) -> None:
         """Nothing, if some series lists `topic`.
