@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from made_upstream import WHEEL, Ran, Upstream, accept_use_irope, git
+from overlay.answers import doctor
+from overlay.answers.explain import Settings
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.journal import Journal
@@ -25,6 +27,7 @@ from overlay.releases.uv import find_uv
 from overlay.wheels import record
 from overlay.wheels.build import build_wheel
 
+from ..made_matrix import keep
 from . import kill_everywhere
 
 INFO, PATCHED = "vllm-1.0.dist-info", "vllm-1.0+llama4.1.dist-info"
@@ -332,6 +335,11 @@ def test_another_build_needs_to_be_admitted(place: Place) -> None:
     (ancestor,) = bill["metadata"]["component"]["pedigree"]["ancestors"]
     assert "hashes" not in ancestor  # it is not the official wheel
     assert (place.site / "vllm/_C.abi3.so").read_bytes() == b"compiled elsewhere"
+    keep(place.upstream.root, "1.0", "1.1")
+    report = doctor.examine(
+        place.upstream.workspace(), place.python, {}, ("A10", "8.6"), Settings("auto", "auto")
+    )
+    assert report.to_change == ()
     assert place.install().action == "nothing"
     assert not place.revert().is_official_build
     assert place.files == before
@@ -576,9 +584,10 @@ def test_the_command_and_what_others_say_then(
     assert "No broken requirements" in ask(*pip, "check")
     assert ask(find_uv(), "pip", "freeze", "--python", python) == "vllm==1.0+llama4.1\n"
     ask(find_uv(), "pip", "check", "--python", python)
-    doctor = json.loads(run("doctor", "--python", venv, "--gpu", "T4", "--json").out)
-    assert doctor["vllm"]["kind"] == "patched"
-    assert doctor["vllm"]["files_damaged"] == []
+    said = json.loads(run("doctor", "--python", venv, "--gpu", "T4", "--json").out)
+    assert said["vllm"]["kind"] == "patched"
+    assert said["vllm"]["files_damaged"] == []
+    assert not [each for each in said["to_change"] if "again" in each]
     assert "is patched already" in run("install", "--python", venv).out
     back = run("install", "--python", venv, "--revert")
     assert (back.status, back.err) == (0, "")

@@ -18,7 +18,7 @@ from overlay.base.errors import OverlayError, some
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 from overlay.wheels import locked, record
-from overlay.wheels.identity import Identity, identify, other_patches
+from overlay.wheels.identity import Identity, identify, is_of_official_wheel, other_patches
 
 #: Variables that change what runs, and that the matrix does not count with.
 UNCOUNTED = (
@@ -174,7 +174,10 @@ def _of_patched(
     if installed.is_editable or installed.damaged:
         return []  # said elsewhere
     patches = workspace.patches(release)
-    found = locked.compare(workspace.versions, release, patches, installed.read, installed.info)
+    found = locked.compare(
+        workspace.versions, release, patches, installed.read, installed.info,
+        other_build=not is_of_official_wheel(installed.bill),
+    )  # fmt: skip
     changes = [f"{wheel} again: patched files are not as locked: {why}" for why in found.patched]
     changes += [f"{wheel} again: RECORD is not as locked: {why}" for why in found.others]
     return [f"{change}; {build}" for change in changes]

@@ -156,7 +156,7 @@ class Journal:
             with suppress(FileNotFoundError):
                 raw = json.loads((self.stage / name).read_bytes())
                 files = tuple(File(**file) for file in raw["files"])
-                return _Plan(raw["label"], files, name == _UNDO)
+                return _Plan(raw.get("label", ""), files, name == _UNDO)
         return None
 
     def _prepare(

@@ -46,6 +46,16 @@ def identify(version: str, versions: Versions) -> Identity:
     return Identity("foreign", release)
 
 
+def is_of_official_wheel(bill: str | None) -> bool:
+    """Whether an SBOM of this overlay names the official wheel, and not another build."""
+    try:
+        return bool(
+            json.loads(bill or "")["metadata"]["component"]["pedigree"]["ancestors"][0]["hashes"]
+        )
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
 def other_patches(workspace: Workspace, bill: str | None, release: Release) -> str:
     """Why an install is not what this overlay builds, by its SBOM; empty if it is."""
     if bill is None:

@@ -32,9 +32,18 @@ class Comparison:
 
 
 def compare(
-    versions: Versions, release: Release, patches: Sequence[Patch], read: Read, info: str
+    versions: Versions,
+    release: Release,
+    patches: Sequence[Patch],
+    read: Read,
+    info: str,
+    *,
+    other_build: bool = False,
 ) -> Comparison:
-    """Compare the files that `read` gives; `info` is their dist-info folder."""
+    """Compare the files that `read` gives; `info` is their dist-info folder.
+
+    Of an `other_build` Python files alone are upstream's.
+    """
     try:
         before = on_files.take_back(patches, read)
     except MisfitError as error:
@@ -42,7 +51,7 @@ def compare(
     found = Changes.between(before, {name: read(name) for name in before})
     return Comparison(
         tuple(_digest(release, found)),
-        tuple(_rest(versions, release, read, before, info)),
+        tuple(_rest(versions, release, read, before, info, other_build)),
         len(found.kinds),
     )
 
@@ -58,6 +67,7 @@ def _rest(
     read: Read,
     before: Mapping[str, bytes | None],
     info: str,
+    other_build: bool,
 ) -> Iterator[str]:
     """What is wrong with the files that are to be upstream's."""
     old = record.dist_info(versions.upstream.project, release.name)
@@ -71,5 +81,6 @@ def _rest(
         yield str(error)
         return
     rows = unpatch.official_rows(lines.values(), {**before, **stated}, old, info)
-    if record.pins(rows, old) != (release.record, release.record_python):
+    every, python = record.pins(rows, old)
+    if python != release.record_python or (every != release.record and not other_build):
         yield "they are not those of the official wheel's RECORD"
