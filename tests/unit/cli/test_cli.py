@@ -248,6 +248,20 @@ def test_a_closed_stream(upstream: Upstream, command: list[str], stream: int) ->
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_ctrl_c_while_modules_are_read(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'rich.console': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from overlay.__main__ import main\n"
+        "main()\n"
+    )
+    done = of_its_own(tmp_path, "-c", code, path=os.environ["PATH"])
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_a_reader_that_has_enough(upstream: Upstream) -> None:
     """As other tools end then: by SIGPIPE's number, without a word."""
     command = [sys.executable, "-m", "overlay", *root_flags(upstream), "series", "1.0"]
