@@ -20,6 +20,7 @@ from pathlib import Path
 from faults.tool import is_write
 from overlay.answers.probe import Python
 from overlay.base.errors import OverlayError
+from overlay.base.journal import IN_SITE
 from overlay.base.project import Project
 from overlay.inplace import inplace, site_files
 from overlay.patches.workspace import Workspace
@@ -30,7 +31,7 @@ def digest(site: Path) -> str:
     found = hashlib.sha256()
     for path in sorted(site.rglob("*")):
         name = path.relative_to(site)
-        if path.is_file() and "__pycache__" not in name.parts and name.parts[0] != site_files.STAGE:
+        if path.is_file() and "__pycache__" not in name.parts and name.parts[0] != IN_SITE:
             found.update(f"{name} {path.stat().st_mode:o}\n".encode() + path.read_bytes())
     return found.hexdigest()
 
@@ -86,7 +87,7 @@ def main() -> None:
             work(root, site, what)
         except OverlayError as refused:
             error = str(refused)
-        left = (site / site_files.STAGE).exists()
+        left = (site / IN_SITE).exists()
         print(json.dumps({"killed": killed, "begun": begun, "after_kill": after_kill,
                           "after": digest(site), "error": error, "left": left}))  # fmt: skip
         shutil.rmtree(site)

@@ -20,7 +20,7 @@ from overlay.answers import doctor
 from overlay.answers.explain import Settings
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
-from overlay.base.journal import Journal
+from overlay.base.journal import IN_SITE, Journal
 from overlay.inplace import inplace, site_files
 from overlay.inplace.inplace import InPlaceResult
 from overlay.releases.uv import find_uv
@@ -152,7 +152,7 @@ def test_revert_restores_every_byte(each: Place) -> None:
     assert (done.action, done.before, done.after) == ("reverted", "1.0+llama4.1", "1.0")
     assert done.files == {"vllm/attention.py": "M"}
     assert each.files == before
-    assert not (each.site / site_files.STAGE).exists()
+    assert not (each.site / IN_SITE).exists()
 
 
 def test_a_second_time_there_is_nothing_to_do(place: Place) -> None:
@@ -305,7 +305,7 @@ def test_what_is_refused(each: Place, change: Change, text: str, status: int) ->
     assert text in str(caught.value)
     assert caught.value.status == status
     assert each.files == before
-    assert not (each.site / site_files.STAGE).exists()
+    assert not (each.site / IN_SITE).exists()
 
 
 def test_a_library_of_the_same_size_is_found_with_full(place: Place) -> None:
@@ -506,7 +506,7 @@ def test_a_failure_anywhere_changes_nothing(
             getattr(place, what)()
         assert caught.value.status is Exit.ENVIRONMENT
         assert place.files == before
-        assert not (place.site / site_files.STAGE).exists()
+        assert not (place.site / IN_SITE).exists()
 
 
 def test_changed_between_the_kill_and_the_next_run(

@@ -25,6 +25,8 @@ from overlay.base.errors import Exit, OverlayError
 from overlay.base.journal import IN_SITE
 from overlay.wheels import record
 
+#: In dist-info: which file or folder a distribution was installed from, if not from an index.
+ORIGIN = "direct_url.json"
 #: Seconds that another Python has to start.
 PYTHON_TIMEOUT = 30.0
 #: Seconds; it takes one or two, and hangs where a driver does.
@@ -141,35 +143,38 @@ def inspect(found: Distribution) -> Installed:
     """What the metadata of an installed vLLM says, and whether its files are as it says."""
     version = HeaderParser().parsestr(found.read_text("METADATA") or "")["Version"]
     folder = Path(str(found.locate_file("")))
-    rows = [row for row in _record(found) if row[0].endswith(".py")]
-    damaged = [name for name, wanted in rows if record.hash_of(folder / name) != wanted]
+    rows = dict(_record(found))
+    python = [name for name in rows if name.endswith(".py")]
+    damaged = [name for name in python if record.hash_of(folder / name) != rows[name]]
     info = Path(str(getattr(found, "_path", ""))).name
-    project = info.partition("-")[0]
-    infos = sorted(path.name for path in folder.glob("*.dist-info") if _is_of(path, project))
     return Installed(
-        version or "", folder, found.read_text(f"sboms/{record.SBOM}"), tuple(damaged), len(rows),
-        info, tuple(infos), (folder / IN_SITE).is_dir(), _is_editable(found),
-        _originals(found, folder, info),
+        version or "", folder, found.read_text(f"sboms/{record.SBOM}"), tuple(damaged),
+        len(python), info, dist_infos(folder, info.partition("-")[0]),
+        (folder / IN_SITE).is_dir(), is_editable(folder / info),
+        _originals(rows, folder, f"{info}/{record.ORIGINALS}"),
     )  # fmt: skip
 
 
-def _is_of(path: Path, project: str) -> bool:
-    return canonicalize_name(path.name.partition("-")[0]) == canonicalize_name(project)
+def dist_infos(folder: Path, project: str) -> tuple[str, ...]:
+    """Names of the dist-info folders of a project in a site-packages folder."""
+    wanted = canonicalize_name(project)
+    names = (path.name for path in folder.glob("*.dist-info"))
+    return tuple(sorted(n for n in names if canonicalize_name(n.partition("-")[0]) == wanted))
 
 
-def _is_editable(found: Distribution) -> bool:
+def is_editable(info: Path) -> bool:
+    """Whether the distribution of a dist-info folder is a source tree's files, left there."""
     try:
-        origin = json.loads(found.read_text("direct_url.json") or "{}")
+        origin = json.loads((info / ORIGIN).read_bytes())
         return bool(origin.get("dir_info", {}).get("editable"))
-    except (ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError):
         return False
 
 
-def _originals(found: Distribution, folder: Path, info: str) -> Literal["none", "kept", "lost"]:
-    wanted = dict(_record(found)).get(f"{info}/{record.ORIGINALS}")
-    if wanted is None:
+def _originals(rows: Mapping[str, str], folder: Path, name: str) -> Literal["none", "kept", "lost"]:
+    if name not in rows:
         return "none"
-    return "kept" if record.hash_of(folder / info / record.ORIGINALS) == wanted else "lost"
+    return "kept" if record.hash_of(folder / name) == rows[name] else "lost"
 
 
 def _record(found: Distribution) -> Iterator[tuple[str, str]]:

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from overlay.answers import probe
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError
-from overlay.base.journal import ChangedMeanwhileError
+from overlay.base.journal import IN_SITE, ChangedMeanwhileError
 from overlay.base.paths import is_safe_path
 from overlay.inplace import installed, site_files
 from overlay.inplace.installed import Target
@@ -157,8 +158,7 @@ def _opened(workspace: Workspace, python: Python, dry_run: bool) -> Iterator[tup
         raise _interrupted(
             site,
             f"an earlier run was interrupted, and {error.path} was changed since",
-            f"Delete {site / site_files.STAGE} and install vLLM again: "
-            f"{installed.reinstall('RELEASE')}",
+            f"Delete {site / IN_SITE} and install vLLM again: {installed.reinstall('RELEASE')}",
         ) from error
     except OSError as error:
         raise _unwritable(site, error.strerror or str(error)) from error
@@ -262,7 +262,7 @@ def _require_possible(release: Release, target: Target, changes: Changes) -> Non
 def _patching(target: Target, plan: Plan) -> _Writing:
     """The plan as files of the install, with the originals and a new RECORD."""
     # The file that it was installed from is not what it is any more.
-    origins = {f"{plan.old_info}/{n}" for n in (installed.ORIGIN, installed.CACHED_ORIGIN)}
+    origins = {f"{plan.old_info}/{n}" for n in (probe.ORIGIN, installed.CACHED_ORIGIN)}
     gone = plan.removed | (origins & target.rows.keys())
     kept = sorted({*plan.replaced, *gone, f"{plan.old_info}/RECORD"})
     written = {plan.target(n): d for n, d in {**plan.replaced, **plan.added}.items()}

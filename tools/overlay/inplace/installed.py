@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from functools import cached_property
 from pathlib import Path
-
-from packaging.utils import canonicalize_name
 
 from overlay.answers import probe
 from overlay.answers.probe import Python
@@ -19,8 +16,8 @@ from overlay.releases.versions import Release
 from overlay.wheels import record
 from overlay.wheels.record import Row
 
-#: In dist-info: which file or folder a distribution was installed from, if not from an index.
-ORIGIN, CACHED_ORIGIN = "direct_url.json", "uv_cache.json"
+#: As `probe.ORIGIN`, by uv.
+CACHED_ORIGIN = "uv_cache.json"
 
 
 @dataclass(frozen=True)
@@ -115,7 +112,7 @@ def read(site: Path, project: str) -> Target:
         OverlayError: it is there twice, was not installed from a wheel, or is an editable
             install: RECORD says nothing of its files.
     """
-    infos = sorted(path.name for path in site.glob("*.dist-info") if _is_of(path, project))
+    infos = probe.dist_infos(site, project)
     if len(infos) != 1:
         raise OverlayError(
             f"the vLLM in {site} is refused",
@@ -135,7 +132,7 @@ def read(site: Path, project: str) -> Target:
             "Uninstall it and install a release: pip install 'vllm==RELEASE'",
             Exit.INTEGRITY,
         ) from error
-    if _is_editable(site / info) or f"{project}/__init__.py" not in target.rows:
+    if probe.is_editable(site / info) or f"{project}/__init__.py" not in target.rows:
         raise target.refused(
             "it is an editable install: its files are a source tree's",
             "Patch that tree: 'vllm-overlay apply RELEASE' makes one",
@@ -144,18 +141,6 @@ def read(site: Path, project: str) -> Target:
         why = f"its metadata says {target.version}, its folder is {info}"
         raise target.refused(why, "Uninstall it and install a release: pip install 'vllm==RELEASE'")
     return target
-
-
-def _is_of(path: Path, project: str) -> bool:
-    return canonicalize_name(path.name.partition("-")[0]) == project
-
-
-def _is_editable(info: Path) -> bool:
-    try:
-        origin = json.loads((info / ORIGIN).read_bytes())
-        return bool(origin.get("dir_info", {}).get("editable"))
-    except (OSError, ValueError, AttributeError):
-        return False
 
 
 def require_official(target: Target, release: Release, *, other_build: bool) -> bool:

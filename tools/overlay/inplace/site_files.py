@@ -10,8 +10,6 @@ from pathlib import Path
 
 from overlay.base.journal import IN_SITE, Journal
 
-STAGE = IN_SITE
-
 
 @contextmanager
 def locked(site: Path) -> Iterator[Journal]:
@@ -29,7 +27,7 @@ def locked(site: Path) -> Iterator[Journal]:
 
 def journal(site: Path) -> Journal:
     """What is under way in `site`."""
-    return Journal(site, site / STAGE, _forget_bytecode)
+    return Journal(site, site / IN_SITE, _forget_bytecode)
 
 
 def _forget_bytecode(path: Path) -> None:
