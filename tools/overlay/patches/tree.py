@@ -535,9 +535,7 @@ def _disagreement(
     with store.index(head) as env:
         try:
             tree = _git_apply(store, [change.patch for change in changes], env)
-        except GitError as failure:
-            if failure.is_machine:
-                raise store.fault(failure) from failure
+        except GitError:
             tree = ""
     if tree == store.tree_of(commits[-1]):
         return len(changes), ""
@@ -548,8 +546,6 @@ def _disagreement(
             try:
                 tree = _git_apply(store, [change.patch], env)
             except GitError as failure:
-                if failure.is_machine:
-                    raise store.fault(failure) from failure
                 return number, failure.said or "it gave no reason"
             if why := _difference(store.blobs_changed(before, tree), change.after):
                 return number, why
@@ -558,9 +554,21 @@ def _disagreement(
 
 
 def _git_apply(store: Store, patches: Sequence[Patch], env: Mapping[str, str]) -> str:
-    """Let git apply patches to an index. Returns the tree id."""
+    """Let git apply patches to an index. Returns the tree id.
+
+    Raises:
+        GitError: it refuses one of them.
+        OverlayError: the machine is at fault.
+    """
     diffs = "".join(patch.mail.diff for patch in patches)
-    store.git.run("apply", "--cached", "--whitespace=nowarn", "-", stdin=diffs.encode(), env=env)
+    try:
+        store.git.run(
+            "apply", "--cached", "--whitespace=nowarn", "-", stdin=diffs.encode(), env=env
+        )
+    except GitError as failure:
+        if failure.is_machine:
+            raise store.fault(failure) from failure
+        raise
     return store.run("write-tree", env=env).decode().strip()
 
 
