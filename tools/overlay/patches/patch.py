@@ -6,7 +6,6 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from email import message_from_string, policy
 from functools import cached_property
 from pathlib import Path
 
@@ -150,6 +149,9 @@ def parse_canonical(data: bytes, where: str) -> Mail:
     Raises:
         OverlayError: it is not in canonical form.
     """
+    # Commands that read no patch do without.
+    from email import message_from_string, policy
+
     try:
         header, _, rest = data.decode().partition("\n\n")
         found = message_from_string(header, policy=policy.default)
