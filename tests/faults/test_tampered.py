@@ -29,7 +29,7 @@ from overlay.wheels.rawzip import Member
 
 INFO = "vllm-1.0+llama4.1.dist-info"
 NAME = "vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
-LOCAL, CENTRAL, END = 30, 46, 22
+LOCAL, CENTRAL = 30, 46
 PTH = b"import os; os.system('id')\n"
 
 Bytes = Callable[[bytes], bytes]
@@ -140,11 +140,9 @@ def central_grown(field: int, new: bytes) -> Bytes:
 
 
 def swapped_directory(data: bytes) -> bytes:
-    entries = [at for at, _, _ in central(data)]
-    first, second, third = entries[:3]
-    return (
-        data[:first] + data[second:third] + data[first:second] + data[third:]
-    )  # their local headers stay
+    """Its first two entries; their local headers stay."""
+    first, second, third = [at for at, _, _ in central(data)][:3]
+    return data[:first] + data[second:third] + data[first:second] + data[third:]
 
 
 def archive_comment(data: bytes) -> bytes:
@@ -154,8 +152,8 @@ def archive_comment(data: bytes) -> bytes:
 
 def second_end(data: bytes) -> bytes:
     """Another end of the archive in the comment, for tools that look from the front."""
-    record_ = data[end_of(data) :]
-    return put(data, end_of(data) + 20, struct.pack("<H", len(record_))) + record_
+    end = data[end_of(data) :]
+    return put(data, end_of(data) + 20, struct.pack("<H", len(end))) + end
 
 
 def zip64(data: bytes) -> bytes:
@@ -308,11 +306,10 @@ def replace(name: str, old: bytes, new: bytes) -> Change:
 
 
 def remove(name: str) -> Change:
-    return lambda files: void(files.pop(name))
+    def change(files: Files) -> None:
+        del files[name]
 
-
-def void(_: object) -> None:
-    pass
+    return change
 
 
 def rename(old: str, new: str) -> Change:
