@@ -34,6 +34,7 @@ from overlay.cli.main import COMMANDS, cli
 from overlay.releases import archive, versions
 from overlay.releases.uv import find_uv
 from overlay.wheels import plan
+from overlay.wheels.origin import Origin
 
 from .inplace.test_inplace import put
 
@@ -175,7 +176,7 @@ def test_the_sessions_of_ci_are_the_command_lines() -> None:
 def test_the_result_is_what_build_writes() -> None:
     known = versions.load(ROOT / "VERSIONS.toml")
     shown = (ROOT / "README.md").read_text().split("<!-- result -->\n```\n")[1].split("```")[0]
-    name = plan.file_name(known, known.get("0.8.5.post1"))
+    name = plan.file_name(known, Origin.official(known.get("0.8.5.post1")))
     assert shown == f"pip install '…/dist/{name}'\n"
 
 
@@ -242,6 +243,16 @@ def test_what_one_gets(upstream: Upstream) -> None:
     out = shell.run("docs/user.md", "doctor", **{first: f"{first} || test $? = 1"})
     assert "To change: " in out
     assert "0.10.2" in out
+
+
+def test_what_packagers_do_with_another_build(upstream: Upstream) -> None:
+    shell = Shell.make(upstream)
+    name = "vllm-1.0+cu118-cp38-abi3-manylinux1_x86_64.whl"
+    write_wheel(shell.root / name, "1.0+cu118", {**package("1.0"), "vllm/_C.abi3.so": b"other"})
+    out = shell.run("docs/packager.md", "other build")
+    assert (
+        f"vllm-1.0+cu118.llama4.1-cp38-abi3-manylinux1_x86_64.whl: verified against {name}" in out
+    )
 
 
 def test_what_packagers_do(upstream: Upstream) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import shutil
 import sys
 import types
 import zipfile
@@ -15,13 +18,13 @@ from typing import Any
 
 import pytest
 
-from made_upstream import Ran, Upstream, write_wheel
+from made_upstream import Ran, Upstream, package, write_wheel
 from overlay.answers import doctor, probe
 from overlay.answers.explain import Settings
 from overlay.answers.probe import Device, visible
 from overlay.base.errors import OverlayError
 from overlay.wheels import record
-from overlay.wheels.build import build_wheel
+from overlay.wheels.build import build_from, build_wheel
 
 from ..made_matrix import keep
 
@@ -66,6 +69,10 @@ class Machine:
     def unpack(self, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(self.site)
+
+    def command(self, *options: str) -> str:
+        """`vllm-overlay install` for its Python, as doctor writes it."""
+        return shlex.join(("vllm-overlay", "install", "--python", str(self.python), *options))
 
     def doctor(self, *arguments: str) -> Ran:
         return self.call("doctor", "--python", str(self.python), *arguments)
@@ -131,9 +138,9 @@ def test_stock_that_is_wrong(machine: Machine) -> None:
     assert "GPU 0: Tesla T4, capability 7.5 (nvidia-smi)" in said
     assert "files 3 Python files, as RECORD has them" in said
     assert "Llama 4 wrong, V0 XFormers: wrong attention in chunked layers" in said
-    assert "To change: install vllm==1.0+llama4.1: vllm-overlay build 1.0" in said
-    assert said.count("To change") == 1
-    assert max(map(len, ran.out.splitlines())) <= 80
+    (change,) = (line for line in ran.out.splitlines() if line.startswith("To change"))
+    assert change == f"To change: install 1.0+llama4.1: {machine.command()}"
+    assert max(len(line) for line in ran.out.splitlines() if line != change) <= 80
 
 
 def test_stock_that_is_right(machine: Machine) -> None:
@@ -149,7 +156,7 @@ def test_stock_that_needs_settings_too(machine: Machine) -> None:
     machine.install("1.0")
     machine.gpus(T4)
     assert machine.report()["to_change"] == [
-        "install vllm==1.0+llama4.1: vllm-overlay build 1.0, and set --dtype float16"
+        f"install 1.0+llama4.1: {machine.command()}, and set --dtype float16"
     ]
 
 
@@ -187,7 +194,7 @@ def test_older_revision(patched: Machine) -> None:
     toml = patched.upstream.root / "VERSIONS.toml"
     toml.write_text(toml.read_text().replace("revision = 1", "revision = 2"))
     (change,) = patched.report()["to_change"]
-    assert change == "install 1.0+llama4.2, a newer revision: vllm-overlay build 1.0"
+    assert change.startswith("install 1.0+llama4.2, a newer revision: vllm-overlay build 1.0, and")
 
 
 def test_newer_revision(machine: Machine) -> None:
@@ -215,7 +222,7 @@ def test_sbom_is_no_good(patched: Machine, text: str | None, said: str) -> None:
     else:
         bill.write_text(text)
     (change,) = patched.report()["to_change"]
-    assert change.startswith("install 1.0+llama4.1: ")
+    assert change.startswith("install 1.0+llama4.1 again: ")
     assert said in change
 
 
@@ -225,7 +232,10 @@ def test_files_were_edited(patched: Machine) -> None:
     found = patched.report()
     assert found["vllm"]["files_damaged"] == ["vllm/__init__.py", "vllm/attention.py"]
     (change,) = found["to_change"]
-    assert change.startswith("install it again: not as RECORD has them are vllm/__init__.py, vllm/")
+    assert change.startswith(
+        "install 1.0+llama4.1 again: not as RECORD has them are vllm/__init__.py, "
+        "vllm/attention.py; vllm-overlay build 1.0, and install that wheel"
+    )
     assert "3 Python files, 2 not as RECORD has them" in words(patched.doctor().out)
 
 
@@ -291,9 +301,9 @@ def lose_originals(site: Path) -> None:
         (drop_a_row, "install 1.0+llama4.1 again: RECORD is not as locked"),
         (add_a_module, "install 1.0+llama4.1 again: RECORD is not as locked"),
         (no_record, "install it again: it has no RECORD"),
-        (second_dist_info, "uninstall vLLM and install one release: there are vllm-0.9.dist-info"),
-        (interrupted, "end an install that was interrupted: vllm-overlay install --python"),
-        (lose_originals, "which holds what was replaced, is missing or damaged"),
+        (second_dist_info, "there are vllm-0.9.dist-info and vllm-1.0+llama4.1.dist-info; rm -r"),
+        (interrupted, "end the install that was interrupted: vllm-overlay install --python"),
+        (lose_originals, "which holds what was replaced, is lost: it is missing; pip --python"),
     ],
 )
 def test_an_installation_that_is_not_what_it_says(
@@ -312,7 +322,10 @@ def test_stock_whose_record_was_adapted(machine: Machine) -> None:
     (machine.site / "vllm/__init__.py").write_text("import os\n")
     adapt_record(machine.site, "vllm-1.0.dist-info")
     (change,) = machine.report()["to_change"]
-    assert change == "install upstream's 1.0 again: its RECORD does not list upstream's files"
+    assert change == (
+        "install upstream's 1.0 again: its RECORD does not list upstream's files; "
+        f"pip --python {machine.python} install --force-reinstall --no-deps 'vllm==1.0'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -351,8 +364,8 @@ def test_different_gpus(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> No
     found = machine.report()
     assert [one["capability"] for one in found["answers"]] == ["7.5", "8.6"]
     assert found["to_change"] == [
-        "for Tesla T4 (capability 7.5): install vllm==1.0+llama4.1: vllm-overlay build 1.0, and "
-        "set --dtype float16"
+        f"for Tesla T4 (capability 7.5): install 1.0+llama4.1: {machine.command()}, and set "
+        "--dtype float16"
     ]
     assert any("CUDA_DEVICE_ORDER=PCI_BUS_ID" in note for note in found["notes"])
     monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
@@ -580,6 +593,42 @@ def test_vllm_is_not_imported(machine: Machine) -> None:
     found = probe.find_vllm([str(machine.site)])
     assert isinstance(found, PathDistribution)
     assert probe.inspect(found).damaged == ("vllm/__init__.py",)
+
+
+def test_the_command_names_the_python_that_was_looked_at(machine: Machine) -> None:
+    """As a shell takes it; not where `install` finds it by itself."""
+    machine.install("1.0")
+    machine.gpus(T4)
+    elsewhere = machine.folder / "my python's"
+    elsewhere.write_text(machine.python.read_text())
+    elsewhere.chmod(0o755)
+    ran = machine.call("doctor", "--python", str(elsewhere), "--dtype", "half")
+    (command,) = re.findall(r"To change: install 1\.0\+llama4\.1: (.*)\n", ran.out)
+    assert shlex.split(command) == ["vllm-overlay", "install", "--python", str(elsewhere)]
+    machine.script("python3", f"echo '{json.dumps([str(machine.site)])}'")
+    ran = machine.call("doctor", "--dtype", "half")
+    assert "To change: install 1.0+llama4.1: vllm-overlay install\n" in ran.out
+
+
+@pytest.mark.parametrize("label", ["cu118", "acme.1"])
+def test_another_build(machine: Machine, label: str) -> None:
+    """Patched with its label kept, if its Python files are upstream's."""
+    path = machine.folder / f"vllm-1.0+{label}-cp38-abi3-manylinux1_x86_64.whl"
+    write_wheel(path, f"1.0+{label}", {**package("1.0"), "vllm/_C.abi3.so": b"another"})
+    machine.unpack(path)
+    found = machine.report("--gpu", "T4", "--dtype", "half")
+    command = machine.command("--other-build")
+    assert found["vllm"]["kind"] == "foreign"
+    assert found["to_change"] == [f"install 1.0+{label}.llama4.1: {command}"]
+    assert any("upstream's Python files" in note for note in found["notes"])
+    (change,) = machine.report()["to_change"]
+    assert "is not patched" in change
+    assert change.endswith(f"; {command}")
+    workspace = machine.upstream.workspace()
+    shutil.rmtree(machine.site)
+    machine.unpack(build_from(workspace, path, machine.folder).path)
+    found = machine.report("--gpu", "T4", "--dtype", "half")
+    assert (found["vllm"]["kind"], found["to_change"]) == ("patched", [])
 
 
 def test_no_matrix_is_said(machine: Machine) -> None:

@@ -71,7 +71,7 @@ def test_fetch_prints_paths(run: Run, upstream: Upstream) -> None:
     [
         (("build", "1.2"), 2, "Did you mean 1.0 or 1.1"),
         (("build", "0.9"), 2, "release 0.9 has no patches"),
-        (("build",), 2, "Missing argument 'RELEASE'"),
+        (("build",), 2, "name a release, or a wheel of one with --wheel"),
         (("build", "1.0", "--fuzz"), 2, "No such option"),
         (("build", "1.0", "--source"), 2, "--source goes with --target"),
         (("fetch",), 2, "name one or more releases, or pass --all"),

@@ -172,6 +172,16 @@ def test_verify_finds(
     assert check in {c.name for c in verify.verify(alone(upstream), path) if c.problems}
 
 
+def test_verify_states_both_sums(upstream: Upstream, tmp_path: Path) -> None:
+    path = build(upstream, tmp_path)
+    locked = hashlib.sha256(path.read_bytes()).hexdigest()
+    tampered(path, edit("vllm/attention.py", b"pass\n"))
+    (problem,) = verify.verify(alone(upstream), path)[0].problems
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert problem.startswith(f"it is {found}, ")
+    assert f"VERSIONS.toml locks {locked}, " in problem
+
+
 def test_verify_fetches_the_official_wheel_if_it_is_to(upstream: Upstream, tmp_path: Path) -> None:
     path = build(upstream, tmp_path)
     with pytest.raises(OverlayError, match="offline"):

@@ -6,19 +6,28 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overlay.answers import explain, probe
+from overlay.answers import advice, explain, probe
 from overlay.answers.explain import BACKEND, ENGINE, Answer, Settings, Target, VariantAnswer
 from overlay.answers.matrix import UNSET
 from overlay.answers.probe import Device, Devices, Installed, Python
 from overlay.base.errors import OverlayError, some
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
-from overlay.wheels import locked, record
-from overlay.wheels.identity import Identity, identify, is_of_official_wheel, other_patches
+from overlay.wheels import locked, originals, record
+from overlay.wheels.identity import (
+    Identity,
+    first_known,
+    identify,
+    is_of_official_wheel,
+    other_patches,
+    version_of,
+)
+from overlay.wheels.origin import Match, match
+from overlay.wheels.originals import LostError, Originals
 
 #: Variables that change what runs, and that the matrix does not count with.
 UNCOUNTED = (
@@ -77,9 +86,7 @@ def examine(
     """
     found = probe.find_vllm(python.paths, workspace.versions.upstream.project)
     installed = probe.inspect(found) if found else None
-    identity = Identity("absent")
-    if installed:
-        identity = identify(installed.version, workspace.versions)
+    identity = _identity(workspace, installed)
     settings, to_change = set_by(environ, settings)
     settings = replace(settings, flashinfer=probe.has_flashinfer(python.paths))
     devices = Devices((), "") if named else probe.devices()
@@ -91,24 +98,27 @@ def examine(
     except OverlayError as error:
         to_change.append(f"{error.what}: {error.why}. {error.fix}")
     to_change += _of_install(workspace, installed, identity, python)
-    to_change += _of_gpus(identity, answers)
-    if identity.kind == "stock" and identity.release and not answers and not to_change:
-        local = workspace.versions.local_version(identity.release)
-        to_change.append(
-            f"install {local}: this one is not patched, and no GPU tells that it is right "
-            f"without; vllm-overlay install --python {python.executable}"
-        )
+    local, command = _patch(workspace, installed, identity, python)
+    to_change += _of_gpus(identity, answers, f"install {local}: {command}")
+    if command and not answers and not to_change:
+        why = "this one is not patched, and no GPU tells that it is right without"
+        to_change.append(f"install {local}: {why}; {command}")
     return Report(
         python.executable, installed, identity, devices, used, settings,
         {name: environ[name] for name in SHOWN if name in environ}, tuple(answers),
         tuple(
-            _notes(
-                workspace, identity, environ, devices, used, answers,
-                bool(installed and installed.is_editable),
-            )
+            _notes(workspace, identity, environ, devices, used, answers, installed)
         ),
         tuple(dict.fromkeys(to_change)),
     )  # fmt: skip
+
+
+def _identity(workspace: Workspace, installed: Installed | None) -> Identity:
+    """Which vLLM it is; what was patched here is known by the name of its dist-info folder."""
+    if installed is None:
+        return Identity("absent")
+    named = version_of(installed.info, workspace.versions)
+    return identify(named if installed.is_in_place else installed.version, workspace.versions)
 
 
 def _answers(
@@ -133,92 +143,213 @@ def _answers(
 def _of_install(
     workspace: Workspace, installed: Installed | None, identity: Identity, python: Python
 ) -> list[str]:
-    """What to change about vLLM itself, whatever the GPU."""
+    """What to change about vLLM itself, whatever the GPU: what is wrong, and what heals it."""
     versions = workspace.versions
     first, last = versions.patched[0].name, versions.patched[-1].name
     if installed is None:
         return [f"install one of the releases {first} to {last}: vllm-overlay build RELEASE"]
-    if broken := _of_metadata(installed, python):
-        return broken
-    changes = []
+    if installed.interrupted is not None:
+        return [_of_interrupted(installed, identity, python)]
+    if not installed.is_in_place and (broken := _of_metadata(installed)):
+        return [f"install it again: {broken}; {_replacing(workspace, installed, python)}"]
+    if identity.kind == "patched" and identity.release:
+        return _of_patched(workspace, installed, identity, identity.release, python)
+    again, changes = advice.upstreams(python, identity.release, identity.label), list[str]()
     if identity.kind == "unknown":
         changes.append(f"install a release: nothing is known here of {installed.version or 'it'}")
     elif identity.release and identity.release.version < versions.patched[0].version:
         changes.append(f"install a release from {first} on: this one has no Llama 4")
-    elif identity.release and identity.kind == "patched":
-        changes += _of_patched(workspace, installed, identity, identity.release)
     if identity.kind == "stock" and identity.release and not installed.is_editable:
-        changes += _of_stock(installed, identity.release)
-    if installed.originals == "lost":
-        changes.append(
-            f"install it again: {record.ORIGINALS}, which holds what was replaced, is missing or "
-            "damaged, so that 'vllm-overlay install --revert' cannot restore it"
-        )
+        changes += [
+            f"install upstream's {identity.release.name} again: {why}; {again}"
+            for why in _of_stock(installed, identity.release)
+        ]
     if installed.damaged:
-        changes.append(f"install it again: not as RECORD has them are {some(installed.damaged)}")
+        changes.append(
+            f"install it again: not as RECORD has them are {some(installed.damaged)}; {again}"
+        )
     return changes
 
 
+def _replacing(workspace: Workspace, installed: Installed, python: Python) -> str:
+    """What puts another vLLM in the place of one whose metadata can't be believed."""
+    one = first_known(installed.infos, workspace.versions)
+    again = advice.without_metadata(
+        python, installed.folder, installed.infos, one.release, one.label
+    )
+    return f"{again}, then {advice.patch(python, one.label)}" if one.kind == "patched" else again
+
+
+def _of_interrupted(installed: Installed, identity: Identity, python: Python) -> str:
+    """What ends a run of `install` that was killed."""
+    run, told = installed.interrupted or "install", ""
+    command = advice.patch(python, identity.label)
+    if run != "install":
+        command = advice.overlay(python, f"--{run}")
+    elif not installed.interrupted and installed.is_in_place:
+        # It had changed nothing: what it was to heal may still be amiss.
+        command = advice.overlay(python, "--repair")
+    if installed.changed_since:
+        told = f"; {installed.changed_since} was changed since"
+        command = advice.overlay(python, "--repair")
+    return f"end the {run} that was interrupted{told}: {command}"
+
+
+def _of_metadata(installed: Installed) -> str:
+    """Why metadata can't be believed; empty if it can."""
+    if len(installed.infos) > 1:
+        return f"there are {' and '.join(installed.infos)}"
+    if not installed.read(f"{installed.info}/RECORD"):
+        return "it has no RECORD, so that nothing tells what its files are"
+    return ""
+
+
 def _of_patched(
-    workspace: Workspace, installed: Installed, identity: Identity, release: Release
+    workspace: Workspace,
+    installed: Installed,
+    identity: Identity,
+    release: Release,
+    python: Python,
 ) -> list[str]:
-    wheel = f"install {workspace.versions.local_version(release)}"
-    build = f"vllm-overlay build {release.name}"
+    """What is wrong with a patched one, and what heals it."""
+    local = workspace.versions.local_version(release, identity.label)
     mine, theirs = release.revision or 0, identity.revision or 0
     if theirs < mine:
-        return [f"{wheel}, a newer revision: {build}"]
+        how = advice.wheel(release, identity.label)
+        if installed.is_in_place:
+            back = advice.overlay(python, "--revert")
+            how = f"{back}, then {advice.patch(python, identity.label)}"
+        return [f"install {local}, a newer revision: {how}"]
     if theirs > mine:
         return []  # a note says it
+    kept, problems = None, list[str]()
+    if installed.is_in_place:
+        try:
+            path = installed.folder / installed.info / record.ORIGINALS
+            kept = originals.read(path, workspace.versions, release)
+        except LostError as error:
+            problems.append(f"{record.ORIGINALS}, which holds what was replaced, is lost: {error}")
+    broken = _of_metadata(installed)
+    problems += [broken] if broken else _of_files(workspace, installed, identity, release)
+    how = _healing(workspace, installed, identity, release, python, kept)
+    verb = "repair it" if "--repair" in how else f"install {local} again"
+    return [f"{verb}: {'; '.join(problems)}; {how}"] if problems else []
+
+
+def _of_files(
+    workspace: Workspace, installed: Installed, identity: Identity, release: Release
+) -> list[str]:
+    """What is wrong with the files of a patched one."""
+    if installed.damaged:
+        return [f"not as RECORD has them are {some(installed.damaged)}"]
+    if installed.version != version_of(installed.info, workspace.versions):
+        return [f"METADATA says {installed.version or 'nothing'}, the folder is {installed.info}"]
+    if installed.is_in_place and not installed.lists_originals:
+        return [f"RECORD does not list {record.ORIGINALS}"]
     if why := other_patches(workspace, installed.bill, release):
-        return [f"{wheel}: {why}; {build}"]
-    if installed.is_editable or installed.damaged:
-        return []  # said elsewhere
-    patches = workspace.patches(release)
+        return [why]
+    if installed.is_editable:
+        return []  # a note says it
     found = locked.compare(
-        workspace.versions, release, patches, installed.read, installed.info,
-        other_build=not is_of_official_wheel(installed.bill),
+        workspace.versions, release, workspace.patches(release), installed.read, installed.info,
+        label=identity.label, other_build=not is_of_official_wheel(installed.bill, release),
     )  # fmt: skip
-    changes = [f"{wheel} again: patched files are not as locked: {why}" for why in found.patched]
-    changes += [f"{wheel} again: RECORD is not as locked: {why}" for why in found.others]
-    return [f"{change}; {build}" for change in changes]
+    patched = [f"patched files are not as locked: {why}" for why in found.patched]
+    return patched + [f"RECORD is not as locked: {why}" for why in found.others]
 
 
-def _of_metadata(installed: Installed, python: Python) -> list[str]:
-    """What to change where metadata can't be believed."""
-    if installed.is_interrupted:
-        return [
-            "end an install that was interrupted: vllm-overlay install --python "
-            f"{python.executable}"
-        ]
-    if len(installed.infos) > 1:
-        return [
-            f"uninstall vLLM and install one release: there are {' and '.join(installed.infos)}"
-        ]
-    if not installed.read(f"{installed.info}/RECORD"):
-        return ["install it again: it has no RECORD, so that nothing tells what its files are"]
-    return []
+def _healing(
+    workspace: Workspace,
+    installed: Installed,
+    identity: Identity,
+    release: Release,
+    python: Python,
+    kept: Originals | None,
+) -> str:
+    """The command that makes a patched one right."""
+    label = identity.label
+    if kept and {*installed.infos} <= {installed.info, kept.info} and not _others(installed, kept):
+        return advice.overlay(python, "--repair")
+    if not installed.is_in_place:
+        return advice.wheel(release, label)
+    if _of_metadata(installed):
+        return _replacing(workspace, installed, python)
+    is_other = not is_of_official_wheel(installed.bill, release)
+    return advice.anew(python, release, label, other_build=is_other)
 
 
-def _of_stock(installed: Installed, release: Release) -> list[str]:
-    """What to change if it has upstream's version, and not upstream's files."""
+def _others(installed: Installed, kept: Originals) -> list[str]:
+    """The files that patches leave alone and that are not as they were; libraries left out."""
+
+    def digest(name: str) -> str | None:
+        return record.hash_of(installed.folder / record.moved(name, kept.info, installed.info))
+
+    rows = (row for row in kept.others() if not row[0].endswith(".so"))
+    return [row[0] for row in rows if digest(row[0]) != row[1]]
+
+
+def _of_stock(installed: Installed, release: Release) -> Iterator[str]:
+    """What is wrong with one that has upstream's version and not upstream's files."""
     try:
-        rows = record.read((installed.read(f"{installed.info}/RECORD") or b"").decode()).values()
+        if release.record_python and _match(installed, release) is None:
+            yield "its RECORD does not list upstream's files"
     except ValueError as error:
-        return [f"install it again: its RECORD can't be read: {error}"]
-    if release.record_python in (None, record.pins(rows, installed.info)[1]):
-        return []
-    return [f"install upstream's {release.name} again: its RECORD does not list upstream's files"]
+        yield f"its RECORD can't be read: {error}"
 
 
-def _of_gpus(identity: Identity, answers: Sequence[tuple[Target, Answer | None]]) -> list[str]:
-    """What to change for right answers on the GPUs; where they differ in it, which."""
-    by_gpu = {target: _of_gpu(identity, target, answer) for target, answer in answers}
+def _match(installed: Installed, release: Release) -> Match | None:
+    """How much of what RECORD lists is the official wheel's."""
+    rows = record.read((installed.read(f"{installed.info}/RECORD") or b"").decode())
+    return match(release, record.pins(rows.values(), installed.info))
+
+
+def _match_if_readable(installed: Installed, release: Release) -> Match | None:
+    """The same; None too where RECORD says nothing of the files."""
+    try:
+        return None if installed.is_editable else _match(installed, release)
+    except ValueError:
+        return None
+
+
+def _of_foreign(installed: Installed, release: Release) -> str:
+    """What is known of a build of someone else."""
+    if _match_if_readable(installed, release):
+        return f"this is another build of {release.name}, with upstream's Python files"
+    return (
+        f"this is neither upstream's {release.name} nor this overlay's; what is said of stock "
+        "holds only as far as nothing was changed"
+    )
+
+
+def _patch(
+    workspace: Workspace, installed: Installed | None, identity: Identity, python: Python
+) -> tuple[str, str]:
+    """What an unpatched one is once it is patched, and the command; empty if there are no patches
+    for it."""
+    release = identity.release
+    if not installed or not release or not release.is_patched or identity.kind == "patched":
+        return "", ""
+    found = _match_if_readable(installed, release)
+    if found is None:
+        return workspace.versions.local_version(release), f"vllm-overlay build {release.name}"
+    local = workspace.versions.local_version(release, identity.label)
+    return local, advice.patch(python, identity.label, found != "all")
+
+
+def _of_gpus(
+    identity: Identity, answers: Sequence[tuple[Target, Answer | None]], patch: str
+) -> list[str]:
+    """What to change for right answers on the GPUs; where they differ in it, which.
+
+    `patch` says how to have it patched.
+    """
+    by_gpu = {target: _of_gpu(identity, target, answer, patch) for target, answer in answers}
     if len({tuple(changes) for changes in by_gpu.values()}) == 1:
         return next(iter(by_gpu.values()))
     return [f"for {target}: {change}" for target, changes in by_gpu.items() for change in changes]
 
 
-def _of_gpu(identity: Identity, target: Target, answer: Answer | None) -> list[str]:
+def _of_gpu(identity: Identity, target: Target, answer: Answer | None, patch: str) -> list[str]:
     if answer is None:
         # Older than the wheels, or newer than the matrix: only the former is known to fail.
         return [f"use another GPU: {target.note}"] if target.is_too_old else []
@@ -228,9 +359,8 @@ def _of_gpu(identity: Identity, target: Target, answer: Answer | None) -> list[s
         return []
     if answer.patched.use is None:
         return [_settings_or(answer.stock, answer)]
-    install = f"install {explain.install(answer)}"
     settings = answer.patched.use.changes
-    return [f"{install}, and set {'; '.join(settings)}" if settings else install]
+    return [f"{patch}, and set {'; '.join(settings)}" if settings else patch]
 
 
 def _settings_or(side: VariantAnswer, answer: Answer) -> str:
@@ -246,21 +376,18 @@ def _notes(
     devices: Devices,
     used: Sequence[Device],
     answers: Sequence[tuple[Target, Answer | None]],
-    is_editable: bool,
+    installed: Installed | None,
 ) -> list[str]:
     release, versions = identity.release, workspace.versions
     notes = [target.note for target, _ in answers if target.note]
     if release and (why := explain.why_not(versions, release)):
         notes.append(why)
-    if is_editable:
+    if installed and installed.is_editable:
         notes.append("it is an editable install: nothing tells whether its files are a release's")
     if identity.kind == "newer":
         notes.append("it is newer than what this overlay is for, and has no V0 engine to patch")
-    if release and identity.kind == "foreign":
-        notes.append(
-            f"this is neither upstream's {release.name} nor this overlay's; what is said of stock "
-            "holds only as far as nothing was changed"
-        )
+    if release and identity.kind == "foreign" and installed:
+        notes.append(_of_foreign(installed, release))
     if release and (identity.revision or 0) > (release.revision or 0):
         notes.append(
             f"its revision is newer than this overlay's, {release.revision}; update the overlay"

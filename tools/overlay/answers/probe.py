@@ -7,22 +7,22 @@ import csv
 import importlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.parser import HeaderParser
 from importlib.metadata import Distribution, distributions
 from pathlib import Path
-from typing import Literal
 
 from packaging.utils import canonicalize_name
 
 from overlay.answers import gpus
 from overlay.base.errors import Exit, OverlayError
-from overlay.base.journal import IN_SITE
+from overlay.base.journal import IN_SITE, Journal
 from overlay.wheels import record
 
 #: In dist-info: which file or folder a distribution was installed from, if not from an index.
@@ -39,6 +39,13 @@ class Python:
 
     executable: str
     paths: tuple[str, ...]
+    is_named: bool = False
+    """Whether commands have to name it; else they find it themselves."""
+
+    @property
+    def flag(self) -> str:
+        """What a command line says of it, after a blank: --python and its path; or nothing."""
+        return f" --python {shlex.quote(self.executable)}" if self.is_named else ""
 
 
 @dataclass(frozen=True)
@@ -59,12 +66,22 @@ class Installed:
     """Name of its dist-info folder."""
     infos: tuple[str, ...] = ()
     """All dist-info folders of vLLM beside it, its own too."""
-    is_interrupted: bool = False
-    """Whether an `install` of this overlay was begun there and not ended."""
+    interrupted: str | None = None
+    """Which run of `install` was begun there and not ended: install, revert, repair, or empty if it
+    had changed nothing yet."""
+    changed_since: str | None = None
+    """A file that somebody has changed since."""
     is_editable: bool = False
     """Whether its files are those of a source tree, of which RECORD says nothing."""
-    originals: Literal["none", "kept", "lost"] = "none"
-    """What `install` replaced: whether RECORD lists that, and whether it is there."""
+    has_originals: bool = False
+    """Whether what `install` replaced is there."""
+    lists_originals: bool = False
+    """Whether RECORD lists that."""
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether `install` patched it."""
+        return self.has_originals or self.lists_originals
 
     def read(self, name: str) -> bytes | None:
         """A file below the folder; None if there is none."""
@@ -106,7 +123,7 @@ def choose_python(named: str | None, environ: Mapping[str, str]) -> Python:
     this = Python(sys.executable, tuple(sys.path))
     if named:
         inside = Path(named, "bin", "python")
-        return ask_python(str(inside) if inside.is_file() else named)
+        return replace(ask_python(str(inside) if inside.is_file() else named), is_named=True)
     if find_vllm(this.paths):
         return this
     active = Path(environ.get("VIRTUAL_ENV") or os.devnull, "bin", "python")
@@ -135,8 +152,15 @@ def ask_python(executable: str) -> Python:
 
 
 def find_vllm(paths: Sequence[str], project: str = "vllm") -> Distribution | None:
-    """The first distribution of vLLM on an interpreter's paths."""
-    return next(iter(distributions(name=project, path=list(paths))), None)
+    """The first distribution of vLLM on an interpreter's paths; of several in a folder, the one
+    that was patched there."""
+    found = list(distributions(name=project, path=list(paths)))
+    here = [each for each in found if each.locate_file("") == found[0].locate_file("")]
+    return next((each for each in here if _is_in_place(each)), next(iter(found), None))
+
+
+def _is_in_place(found: Distribution) -> bool:
+    return Path(str(getattr(found, "_path", "")), record.ORIGINALS).exists()
 
 
 def inspect(found: Distribution) -> Installed:
@@ -147,11 +171,12 @@ def inspect(found: Distribution) -> Installed:
     python = [name for name in rows if name.endswith(".py")]
     damaged = [name for name in python if record.hash_of(folder / name) != rows[name]]
     info = Path(str(getattr(found, "_path", ""))).name
+    kept, run = f"{info}/{record.ORIGINALS}", Journal(folder, folder / IN_SITE)
     return Installed(
         version or "", folder, found.read_text(f"sboms/{record.SBOM}"), tuple(damaged),
         len(python), info, dist_infos(folder, info.partition("-")[0]),
-        (folder / IN_SITE).is_dir(), is_editable(folder / info),
-        _originals(rows, folder, f"{info}/{record.ORIGINALS}"),
+        run.label().split(" ")[-1] if run.is_left() else None, run.changed(),
+        is_editable(folder / info), (folder / kept).exists(), kept in rows,
     )  # fmt: skip
 
 
@@ -169,12 +194,6 @@ def is_editable(info: Path) -> bool:
         return bool(origin.get("dir_info", {}).get("editable"))
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def _originals(rows: Mapping[str, str], folder: Path, name: str) -> Literal["none", "kept", "lost"]:
-    if name not in rows:
-        return "none"
-    return "kept" if record.hash_of(folder / name) == rows[name] else "lost"
 
 
 def _record(found: Distribution) -> Iterator[tuple[str, str]]:

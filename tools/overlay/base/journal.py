@@ -116,27 +116,51 @@ class Journal:
         """Whether a write was interrupted after its plan was made."""
         return self._read() is not None
 
-    def finish(self) -> tuple[str, ...]:
+    def paths(self) -> tuple[str, ...]:
+        """What the write is about that was interrupted after its plan."""
+        plan = self._read()
+        return tuple(file.path for file in plan.files) if plan else ()
+
+    def finish(self, *, whatever: bool = False) -> tuple[str, ...]:
         """Do what is left of a write, or of its undoing. Returns the paths it was about.
 
-        They are none if nothing had been changed; what had been prepared is cleared away.
+        They are none if nothing had been changed; what had been prepared is cleared away. With
+        `whatever`, it is done even if somebody else has changed a file since, which may stay so.
 
         Raises:
             ChangedMeanwhileError: somebody else has changed a file since.
             OSError: it can't be done.
         """
-        return self._settle_left(is_undone=False)
+        return self._settle_left(False, whatever)
 
-    def undo(self) -> tuple[str, ...]:
+    def undo(self, *, whatever: bool = False) -> tuple[str, ...]:
         """Take back what there is of a write. Returns and raises as `finish`."""
-        return self._settle_left(is_undone=True)
+        return self._settle_left(True, whatever)
 
-    def _settle_left(self, is_undone: bool) -> tuple[str, ...]:
+    def drop(self) -> None:
+        """Forget what is left of a write: each of its files stays as it is, old or new."""
+        shutil.rmtree(self.stage)
+
+    def _settle_left(self, is_undone: bool, whatever: bool) -> tuple[str, ...]:
         plan = self._read()
         if plan is None:
             shutil.rmtree(self.stage, ignore_errors=True)
             return ()
         is_undone |= plan.is_undone
+        number = self._first_changed(plan, is_undone)
+        if number is not None and not whatever:
+            side = "old" if is_undone else "new"
+            raise ChangedMeanwhileError(plan.files[number].path, f"{number}.{side}")
+        (self._undo if is_undone else self._finish)(plan)
+        return tuple(file.path for file in plan.files)
+
+    def changed(self) -> str | None:
+        """The first file that somebody has changed since the write was interrupted."""
+        plan = self._read()
+        number = self._first_changed(plan, plan.is_undone) if plan else None
+        return plan.files[number].path if plan and number is not None else None
+
+    def _first_changed(self, plan: _Plan, is_undone: bool) -> int | None:
         for number, file in enumerate(plan.files):
             # What has its place already is the new one; an undone file may be either.
             is_done = (
@@ -144,9 +168,8 @@ class Journal:
             )
             expected = {file.new} if is_done else {file.old, file.new}
             if _digest(self.root / file.path) not in expected:
-                raise ChangedMeanwhileError(file.path, f"{number}.{'old' if is_undone else 'new'}")
-        (self._undo if is_undone else self._finish)(plan)
-        return tuple(file.path for file in plan.files)
+                return number
+        return None
 
     def _at(self, number: int, side: str) -> Path:
         return self.stage / f"{number}.{side}"

@@ -136,7 +136,8 @@ def doctor_command(
     else:
         _print_lines(doctor.lines(report))
         for change in report.to_change:
-            _wrapped(f"To change: {change}")
+            # Not wrapped: there are commands in it, to be copied.
+            out.print(f"To change: {change}", soft_wrap=True, markup=False, highlight=False)
         if not report.to_change:
             _wrapped("No change needed.")
     if report.to_change:

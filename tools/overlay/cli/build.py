@@ -19,7 +19,7 @@ from overlay.releases.sources import Kind
 from overlay.releases.versions import Release
 from overlay.testing import environment
 from overlay.wheels import sdist, verify
-from overlay.wheels.build import Built, build_wheel
+from overlay.wheels.build import Built, build_from, build_wheel
 
 
 @click.command(epilog=EPILOG)
@@ -97,7 +97,13 @@ def apply_command(
 
 
 @click.command(epilog=EPILOG)
-@click.argument("release")
+@click.argument("release", required=False)
+@click.option(
+    "--wheel",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Repack this wheel in place of the official one: another build of a release.",
+)
 @click.option("--out", "folder", default="dist", type=click.Path(path_type=Path), show_default=True)
 @click.option("--sdist", "as_sdist", is_flag=True, help="Write the patched sdist, no wheel.")
 @click.option("--source", is_flag=True, help="Compile the patched sdist instead of repacking.")
@@ -109,7 +115,8 @@ def apply_command(
 @pass_workspace
 def build_command(
     workspace: Workspace,
-    release: str,
+    release: str | None,
+    wheel: Path | None,
     folder: Path,
     as_sdist: bool,
     source: bool,
@@ -119,21 +126,29 @@ def build_command(
 ) -> None:
     """Build the patched wheel by repacking the official one: no compiler, no GPU.
 
+    With --wheel, by repacking that one, for another CUDA, say. Its Python files must be upstream's.
+    The patched wheel keeps its tags and its local version: 0.8.5.post1+cu118.llama4.1.
+
     \b
     Example:
       vllm-overlay build 0.8.5.post1
+      vllm-overlay build --wheel vllm-0.8.5.post1+cu118-cp38-abi3-manylinux1_x86_64.whl
       vllm-overlay build 0.8.5.post1 --source --target empty
     """
     if source is not (target is not None) or (source and as_sdist):
         raise click.UsageError("--source goes with --target, and neither with --sdist")
-    one = workspace.versions.get_patched(release)
+    if (wheel is None) is (release is None):
+        raise click.UsageError("name a release, or a wheel of one with --wheel")
     absolute = folder.absolute()
-    if as_sdist:
-        built = sdist.build_sdist(workspace, one, absolute)
-    elif target:
-        built = sdist.build_from_source(workspace, one, target, absolute)
+    if wheel is not None:
+        if source or as_sdist:
+            raise click.UsageError("--wheel goes with neither --sdist nor --source")
+        built = build_from(workspace, wheel.absolute(), absolute)
+        one = verify.release_of(workspace, built.path)
     else:
-        built = build_wheel(workspace, one, absolute)
+        assert release is not None
+        one = workspace.versions.get_patched(release)
+        built = _build(workspace, one, absolute, as_sdist, target)
     if check_import and not as_sdist:
         said = environment.import_check(
             workspace.fetcher.cache.folder,
@@ -150,37 +165,70 @@ def build_command(
     out.print(f"pip install '{built.path}'", style="bold")
 
 
+def _build(
+    workspace: Workspace, one: Release, folder: Path, as_sdist: bool, target: sdist.Target | None
+) -> Built:
+    if as_sdist:
+        return sdist.build_sdist(workspace, one, folder)
+    if target:
+        return sdist.build_from_source(workspace, one, target, folder)
+    return build_wheel(workspace, one, folder)
+
+
 @click.command(epilog=EPILOG)
 @click.argument("path", metavar="WHEEL", type=click.Path(path_type=Path))
+@click.option(
+    "--wheel",
+    "made_of",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="The wheel that it was made of, as for 'build --wheel': compare with that.",
+)
 @click.option("--official", is_flag=True, help="Fetch the official wheel, and compare with it too.")
 @json_option
 @pass_workspace
-def verify_command(workspace: Workspace, path: Path, official: bool, as_json: bool) -> None:
+def verify_command(
+    workspace: Workspace, path: Path, made_of: Path | None, official: bool, as_json: bool
+) -> None:
     """Prove that a patched wheel is the official one with this checkout's patches.
 
     This checkout is all that it needs: VERSIONS.toml locks what upstream's RECORD and the patched
     files are. If the official wheel is in the cache, the wheel is compared byte for byte with what
     is made of it, too.
 
+    Of a wheel that 'build --wheel FILE' made, VERSIONS.toml proves the Python files alone. It is
+    verified if it is, byte for byte, what is made of FILE: name that with --wheel.
+
     \b
     Example:
       vllm-overlay verify dist/vllm-0.8.5.post1+llama4.1-cp38-abi3-manylinux1_x86_64.whl
     """
-    checks = verify.verify(workspace, path, official=official)
+    if official and made_of:
+        raise click.UsageError("--official and --wheel both name what it was made of")
+    checks = verify.verify(workspace, path, official=official, source=made_of)
+    count = sum(len(check.problems) for check in checks)
     if as_json:
-        print_json({c.name: {"detail": c.detail, "problems": c.problems} for c in checks})
+        print_json({check.name: _check_as_json(check) for check in checks})
     else:
         for check in checks:
-            verdict = "[red]wrong[/red]" if check.problems else "[green]ok[/green]"
-            out.print(f"{check.name + ':':<15} {verdict} ({check.detail})")
+            out.print(f"{check.name + ':':<15} {_told(check)} ({check.detail})")
             for problem in check.problems:
                 err.print(f"  {problem}", style="red", markup=False)
-    count = sum(len(check.problems) for check in checks)
-    if not as_json:
         verdict = f"not verified, {counted(count, 'problem')}" if count else "verified"
-        out.print(f"{path.name}: {verdict}", markup=False)
+        against = f" against {made_of.name}" if made_of and not count else ""
+        out.print(f"{path.name}: {verdict}{against}", markup=False)
     if count:
         sys.exit(Exit.PROBLEMS)
+
+
+def _told(check: verify.Check) -> str:
+    if not check.is_compared:
+        return "[yellow]not compared[/yellow]"
+    return "[red]wrong[/red]" if check.problems else "[green]ok[/green]"
+
+
+def _check_as_json(check: verify.Check) -> dict[str, object]:
+    return {"detail": check.detail, "compared": check.is_compared, "problems": check.problems}
 
 
 @click.command(epilog=EPILOG)

@@ -9,11 +9,14 @@ from email.parser import HeaderParser
 from functools import cached_property
 from pathlib import Path
 
-from overlay.answers import probe
+from overlay.answers import advice, probe
 from overlay.answers.probe import Python
 from overlay.base.errors import Exit, OverlayError, some
-from overlay.releases.versions import Release
+from overlay.inplace.session import Session
+from overlay.releases.versions import Release, Versions
 from overlay.wheels import record
+from overlay.wheels.identity import first_known
+from overlay.wheels.origin import Origin, match
 from overlay.wheels.record import Row
 
 #: As `probe.ORIGIN`, by uv.
@@ -30,9 +33,13 @@ class Target:
     """Name of the dist-info folder."""
     version: str
 
+    def path(self, name: str) -> Path:
+        """Where a file of it lies, by its path in RECORD."""
+        return self.site / name
+
     def read(self, name: str) -> bytes:
         """A file of it, by its path in RECORD."""
-        return (self.site / name).read_bytes()
+        return self.path(name).read_bytes()
 
     def find(self, name: str) -> bytes | None:
         """The same; None if RECORD does not list it."""
@@ -59,7 +66,7 @@ class Target:
         """
 
         def is_same(row: Row) -> bool:
-            path = self.site / row[0]
+            path = self.path(row[0])
             if full or not is_library(row):
                 return record.hash_of(path) == row[1]
             return path.is_file() and str(path.stat().st_size) == row[2]
@@ -68,13 +75,13 @@ class Target:
             same = pool.map(is_same, rows)
             return [row[0] for row, good in zip(rows, same, strict=True) if not good]
 
-    def require_unchanged(self, rows: Sequence[Row], *, full: bool = True) -> None:
-        """Raise unless the files of `rows` are as RECORD has them (`changed`)."""
+    def require_unchanged(self, rows: Sequence[Row], fix: str, *, full: bool = True) -> None:
+        """Raise unless the files of `rows` are as RECORD has them (`changed`); `fix` is the command
+        that heals."""
         if names := self.changed(rows, full=full):
             raise self.refused(
                 f"not as RECORD has them are {some(names)}",
-                "Somebody has changed them. Keep what you need of that and install it again: "
-                f"{reinstall(self.version)}",
+                f"Somebody has changed them. Keep what you need of that, and heal it: {fix}",
             )
 
 
@@ -83,43 +90,25 @@ def is_library(row: Row) -> bool:
     return row[0].endswith(".so")
 
 
-def reinstall(version: str) -> str:
-    """The command line that puts another vLLM's files in the place of an installed one's."""
-    return f"pip install --force-reinstall --no-deps 'vllm=={version}'"
+def by_size(rows: Sequence[Row], full: bool) -> int:
+    """How many files of `rows` `Target.changed` compares by size alone."""
+    return 0 if full else sum(map(is_library, rows))
 
 
-def find_site(python: Python, project: str) -> Path:
-    """The folder in which `python` finds vLLM.
-
-    Raises:
-        OverlayError: it finds none.
-    """
-    found = probe.find_vllm(python.paths, project)
-    if found is None:
-        raise OverlayError(
-            f"{python.executable} has no vLLM",
-            "there is none on the paths that it imports from",
-            "Name the Python that vLLM runs on: --python /path/to/venv/bin/python",
-            Exit.USAGE,
-        )
-    return Path(str(found.locate_file("")))
-
-
-def read(site: Path, project: str) -> Target:
-    """The vLLM that is installed in `site`.
+def read(session: Session, versions: Versions) -> Target:
+    """The vLLM that is installed there.
 
     Raises:
         OverlayError: it is there twice, was not installed from a wheel, or is an editable
             install: RECORD says nothing of its files.
     """
+    site, project = session.site, versions.upstream.project
     infos = probe.dist_infos(site, project)
+    heal = without_metadata(session, versions, infos)
+    if any((site / each / record.ORIGINALS).exists() for each in infos):
+        heal = advice.overlay(session.python, "--repair")
     if len(infos) != 1:
-        raise OverlayError(
-            f"the vLLM in {site} is refused",
-            f"there is not one dist-info folder of it but {', '.join(infos) or 'none'}",
-            "Uninstall it and install a release: pip install 'vllm==RELEASE'",
-            Exit.INTEGRITY,
-        )
+        raise not_one(session, infos, heal)
     (info,) = infos
     try:
         metadata = HeaderParser().parsestr((site / info / "METADATA").read_text("utf-8"))
@@ -129,7 +118,7 @@ def read(site: Path, project: str) -> Target:
         raise OverlayError(
             f"the vLLM in {site} is refused",
             f"the metadata in {info} can't be read ({error})",
-            "Uninstall it and install a release: pip install 'vllm==RELEASE'",
+            f"Heal it: {heal}",
             Exit.INTEGRITY,
         ) from error
     if probe.is_editable(site / info) or f"{project}/__init__.py" not in target.rows:
@@ -139,16 +128,35 @@ def read(site: Path, project: str) -> Target:
         )
     if not is_whole:
         why = f"its metadata says {target.version}, its folder is {info}"
-        raise target.refused(why, "Uninstall it and install a release: pip install 'vllm==RELEASE'")
+        raise target.refused(why, f"Heal it: {heal}")
     return target
 
 
-def require_official(target: Target, release: Release, *, other_build: bool) -> bool:
-    """Raise unless what RECORD lists is the official wheel's.
+def not_one(session: Session, infos: Sequence[str], heal: str) -> OverlayError:
+    """The error for a folder with several dist-info folders of vLLM, or none; `heal` is the command
+    that heals."""
+    return OverlayError(
+        f"the vLLM in {session.site} is refused",
+        f"there is not one dist-info folder of it but {', '.join(infos) or 'none'}",
+        f"Heal it: {heal}",
+        Exit.INTEGRITY,
+    )
 
-    `other_build` admits one whose Python files alone are. Returns whether all is official.
+
+def without_metadata(session: Session, versions: Versions, infos: Sequence[str]) -> str:
+    """What installs the release of the first of these dist-info folders in their place."""
+    one = first_known(infos, versions)
+    return advice.without_metadata(session.python, session.site, infos, one.release, one.label)
+
+
+def require_build(target: Target, release: Release, python: Python, *, other_build: bool) -> Origin:
+    """The build that RECORD lists the files of, if its Python files are upstream's.
+
+    `other_build` admits one that is not the official wheel's.
+
+    Raises:
+        OverlayError: its Python files are others, or it is another build and not to be admitted.
     """
-    pins = record.pins(target.own, target.info)
     if release.record is None:
         raise OverlayError(
             f"{release.name}: nothing tells the official wheel's files",
@@ -156,17 +164,18 @@ def require_official(target: Target, release: Release, *, other_build: bool) -> 
             f"Run 'vllm-overlay lock {release.name}'",
             Exit.INTEGRITY,
         )
-    if pins == (release.record, release.record_python):
-        return True
-    if pins[1] != release.record_python:
+    found = match(release, record.pins(target.own, target.info))
+    if found is None:
         raise target.refused(
             "its RECORD is not the official wheel's: it is a changed build",
-            f"Install upstream's: {reinstall(release.name)}",
+            f"Install upstream's: {advice.upstreams(python, release)}",
         )
-    if not other_build:
+    origin = Origin.installed(release, target.version, found)
+    if not origin.is_official and not other_build:
         raise target.refused(
             "its Python files are upstream's, its other files those of another build than the "
             "wheel on the index",
-            "If you trust that build (the official image's is such a one), pass --other-build",
+            "If you trust that build (the official image's is such a one), pass --other-build: "
+            f"{advice.overlay(python, '--other-build')}",
         )
-    return False
+    return origin

@@ -54,7 +54,8 @@ def _lines(release: Release) -> Iterator[str]:
     yield f'[releases."{release.name}"]'
     keys = ("tag", "status", "revision", "series", "requires_python", "torch", "xformers",
             "constraints", "overrides", "upstream_tree", "tree",
-            "files", "record", "record_python", "patched_sha256", "patched_size")  # fmt: skip
+            "files", "record", "record_python", "record_source", "patched_sha256",
+            "patched_size")  # fmt: skip
     for key in keys:
         value = getattr(release, key)
         if value not in (None, ()):

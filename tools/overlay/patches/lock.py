@@ -17,8 +17,8 @@ from overlay.patches.tree import UNKNOWN_TREE, Result
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 
-#: What gives the digests of a release's official RECORD (`record.pins`).
-RecordOf = Callable[[Workspace, Release], tuple[str, str]]
+#: What gives the digests of a release's official RECORD: of all, Python and source files.
+RecordOf = Callable[[Workspace, Release], tuple[str, str, str]]
 #: What builds a release's patched wheel. Returns its sha256 and size; None: there is none.
 SumOf = Callable[[Workspace, Release], "tuple[str, int] | None"]
 
@@ -63,8 +63,8 @@ def compute(
         found.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
         if release.tree is not None:
             found += of_result(workspace, result)
-        if release.is_patched and None in (release.record, release.record_python):
-            found += _record(release, *record_of(workspace, release))
+        if release.is_patched and None in _pins(release).values():
+            found += _record(release, record_of(workspace, release))
         if release.is_patched:
             now = {"patched_sha256": None, **{change.key: change.new for change in found}}
             if built := sum_of(workspace, release.model_copy(update=now)):
@@ -84,11 +84,17 @@ def of_result(workspace: Workspace, result: Result) -> list[Change]:
     ]
 
 
-def _record(release: Release, every: str, python: str) -> list[Change]:
-    return [
-        Change(release.name, "record", release.record or "none", every),
-        Change(release.name, "record_python", release.record_python or "none", python),
-    ]
+def _pins(release: Release) -> dict[str, str | None]:
+    return {
+        "record": release.record,
+        "record_python": release.record_python,
+        "record_source": release.record_source,
+    }
+
+
+def _record(release: Release, digests: tuple[str, str, str]) -> list[Change]:
+    pairs = zip(_pins(release).items(), digests, strict=True)
+    return [Change(release.name, key, old or "none", new) for (key, old), new in pairs]
 
 
 def _sum(release: Release, sha256: str, size: int) -> list[Change]:

@@ -162,7 +162,10 @@ class Release(_Model):
     record: Sha256 | None = None
     """Digest of the official wheel's RECORD, by which an install is known (`record.pins`)."""
     record_python: Sha256 | None = None
-    """The same of its Python files alone: what every build of the release has in common."""
+    """The same of its Python files alone: what every CUDA build of the release has in common."""
+    record_source: Sha256 | None = None
+    """The same without those of the compiled FlashAttention: what builds for any device have in
+    common."""
     patched_sha256: Sha256 | None = None
     """Of the patched wheel, which is the same bytes wherever it is built."""
     patched_size: Annotated[int, Field(ge=1)] | None = None
@@ -211,6 +214,10 @@ class Release(_Model):
     def is_patched(self) -> bool:
         """Whether the overlay has a series for it."""
         return self.series is not None
+
+    def labelled(self, label: str) -> str:
+        """The version of a build with a local label: 0.8.5.post1+cu118; the name without one."""
+        return f"{self.name}+{label}" if label else self.name
 
 
 class Versions(_Model):
@@ -268,7 +275,7 @@ class Versions(_Model):
             version = Version(name)
         except InvalidVersion:
             return name
-        is_ours = (version.local or "").split(".")[0] == self.overlay.label
+        is_ours = self.overlay.label in (version.local or "").split(".")
         return version.public if is_ours or not version.local else name
 
     def get_patched(self, name: str) -> Release:
@@ -291,9 +298,15 @@ class Versions(_Model):
             )
         return release
 
-    def local_version(self, release: Release) -> str:
-        """The version of the patched wheel, e.g. 0.8.5.post1+llama4.1."""
-        return f"{release.name}+{self.overlay.label}.{release.revision}"
+    def local_version(self, release: Release, label: str = "") -> str:
+        """The version of the patched wheel, e.g. 0.8.5.post1+llama4.1.
+
+        That of a build with a local label keeps it, in front: 0.8.5.post1+cu118.llama4.1. So it is
+        greater than 0.8.5.post1+cu118, as PEP 440 compares local versions part by part; with the
+        label behind, +xpu.llama4.1 would become +llama4.1.xpu, which is less than +xpu.
+        """
+        kept = f"{label}." if label else ""
+        return f"{release.name}+{kept}{self.overlay.label}.{release.revision}"
 
     def select(self, names: Iterable[str], *, patched: bool) -> tuple[Release, ...]:
         """The named releases in version order; all (with a series, if `patched`) when none is."""

@@ -1,4 +1,4 @@
-"""Patched wheels: the official wheel repacked, without a compiler or a GPU.
+"""Patched wheels: the official wheel, or another build's, repacked without a compiler or a GPU.
 
 Unchanged members are copied as compressed bytes. The files the series changes are
 rewritten, the version changes together in the file name, the dist-info folder, METADATA
@@ -24,8 +24,9 @@ from overlay.patches.tree import Result
 from overlay.patches.workspace import Workspace
 from overlay.releases.sources import damaged
 from overlay.releases.versions import Release
-from overlay.wheels import rawzip, record, sbom
-from overlay.wheels.official import not_vllm, record_of, require_locked
+from overlay.wheels import foreign, rawzip, record, sbom
+from overlay.wheels.official import record_of, require_locked
+from overlay.wheels.origin import Origin
 from overlay.wheels.plan import NotRepackableError, Plan, file_name, plan_wheel
 from overlay.wheels.rawzip import Member
 from overlay.wheels.record import Row
@@ -53,23 +54,52 @@ def build_wheel(workspace: Workspace, release: Release, folder: Path) -> Built:
         OverlayError: the series does not apply or is not as locked, it changes what repacking
             can't (see `plan_wheel`), the official wheel is damaged, or `folder` can't be written.
     """
-    log = log_for(release.name)
     result = require_locked_tree(workspace, release)
     source = workspace.fetcher.fetch(release, "wheel")
+    return _repacked(workspace, Origin.official(release), result, source, folder)
+
+
+def build_from(workspace: Workspace, source: Path, folder: Path) -> Built:
+    """The same, of another build's wheel `source`, whose tags and local version the patched one
+    keeps.
+
+    Raises:
+        OverlayError: as `build_wheel`, or the Python files of `source` are not upstream's.
+    """
+    origin = foreign.read(workspace, source)
+    result = require_locked_tree(workspace, origin.release)
+    return _repacked(workspace, origin, result, source, folder)
+
+
+def _repacked(
+    workspace: Workspace, origin: Origin, result: Result, source: Path, folder: Path
+) -> Built:
+    log = log_for(origin.release.name)
     patches = [a.patch for a in result.applied if a.patch]
-    bill = sbom.build(workspace.versions, release, patches)
+    bill = sbom.build(workspace.versions, origin, patches)
     try:
         with source.open("rb", buffering=0) as stream:
             members = rawzip.members(stream, source.name)
-            what = plan_wheel(workspace, release, result, stream, members, bill)
+            what = plan_wheel(workspace, origin, result, stream, members, bill)
             log.info("repacking %s, patches: %d", source.name, len(patches))
-            target = folder / file_name(workspace.versions, release)
-            built = _write_atomically(release, source, stream, members, what, target)
+            target = folder / file_name(workspace.versions, origin)
+            built = _write_atomically(origin, source, stream, members, what, target)
     except zipfile.BadZipFile as error:
-        if sha256(source) != release.wheel.sha256:
-            raise damaged(release.name, source) from error
-        raise not_vllm(release, str(error)) from error
+        _require_as_pinned(origin, source, sha256(source), error)
+        raise origin.refused(str(error)) from error
     return Built(target, *built)
+
+
+def _require_as_pinned(
+    origin: Origin, source: Path, found: str, cause: Exception | None = None
+) -> None:
+    """Raise unless `found` is the sha256 that the file `source` is to have."""
+    assert origin.wheel is not None
+    if found == origin.wheel.sha256:
+        return
+    if origin.is_official:
+        raise damaged(origin.release.name, source) from cause
+    raise origin.refused("it was changed while it was read") from cause
 
 
 def sum_of(workspace: Workspace, release: Release) -> tuple[str, int] | None:
@@ -116,7 +146,7 @@ def require_locked_tree(workspace: Workspace, release: Release) -> Result:
 
 
 def _write_atomically(
-    release: Release,
+    origin: Origin,
     source: Path,
     stream: IO[bytes],
     members: Sequence[Member],
@@ -124,6 +154,7 @@ def _write_atomically(
     target: Path,
 ) -> tuple[str, int]:
     """Write the wheel, whole or not at all. Returns its sha256 and size."""
+    release = origin.release
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic.writing(target) as out, _Sha256OfFile(source) as check:
@@ -133,10 +164,9 @@ def _write_atomically(
                 out.write(data)
                 digest.update(data)
 
-            repack(release, stream, members, what, write)
-            if check.hexdigest() != release.wheel.sha256:
-                raise damaged(release.name, source)
-            if release.patched_sha256 not in (None, digest.hexdigest()):
+            repack(origin, stream, members, what, write)
+            _require_as_pinned(origin, source, check.hexdigest())
+            if origin.is_official and release.patched_sha256 not in (None, digest.hexdigest()):
                 raise _other_sum(release, digest.hexdigest())
             size = out.tell()
     except (OSError, OverflowError) as error:
@@ -192,7 +222,7 @@ class _Sha256OfFile:
 
 
 def repack(
-    release: Release,
+    origin: Origin,
     stream: IO[bytes],
     members: Sequence[Member],
     what: Plan,
@@ -200,16 +230,17 @@ def repack(
 ) -> None:
     """Write the repacked wheel through `write`. The invariants:
 
-    - members stand in the official wheel's order; new ones of the package, sorted, before
+    - members stand in the order of `origin`; new ones of the package, sorted, before
       the dist-info folder, new ones of dist-info at its end, RECORD last;
     - an unchanged member keeps its compressed bytes and its line in RECORD;
     - a changed or new one is stored uncompressed, with a fresh line in RECORD;
-    - times, modes and flags are `rawzip.Writer`'s, so the bytes depend on the official wheel
-      and the plan_wheel alone.
+    - times, modes and flags are `rawzip.Writer`'s, so the bytes depend on `origin` and the plan
+      alone.
     """
     old, record_name = what.old_info, f"{what.new_info}/RECORD"
-    lines = record_of(release, stream, members, old)
-    require_locked(release, lines.values(), old)
+    lines = record_of(origin, stream, members, old)
+    if origin.is_official:
+        require_locked(origin.release, lines.values(), old)
     rows: list[Row] = []
     writer = rawzip.Writer(write)
 

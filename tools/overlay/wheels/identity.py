@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from packageurl import PackageURL
 from packaging.version import InvalidVersion, Version
 
 from overlay.patches.workspace import Workspace
@@ -26,6 +28,17 @@ class Identity:
     release: Release | None = None
     revision: int | None = None
     """Of the overlay."""
+    label: str = ""
+    """The local version that it has, or had before it was patched: cu118."""
+
+
+@dataclass(frozen=True)
+class StatedWheel:
+    """A wheel as an SBOM tells of it."""
+
+    version: str
+    file: str
+    sha256: str
 
 
 def identify(version: str, versions: Versions) -> Identity:
@@ -40,20 +53,39 @@ def identify(version: str, versions: Versions) -> Identity:
         return Identity("newer" if parsed > max(known) else "unknown")
     if parsed.local is None:
         return Identity("stock" if release.is_patched else "control", release)
-    ours = re.fullmatch(rf"{versions.overlay.label}\.(\d+)", parsed.local)
-    if ours and release.is_patched:
-        return Identity("patched", release, int(ours[1]))
-    return Identity("foreign", release)
+    own = versions.overlay.label
+    ours = re.fullmatch(rf"(?:(.+)\.)?{own}\.(\d+)", parsed.local)
+    if ours and release.is_patched and own not in (ours[1] or "").split("."):
+        return Identity("patched", release, int(ours[2]), ours[1] or "")
+    return Identity("foreign", release, label=parsed.local)
 
 
-def is_of_official_wheel(bill: str | None) -> bool:
+def version_of(info: str, versions: Versions) -> str:
+    """The version in the name of a dist-info folder: METADATA may be gone."""
+    return info.removeprefix(f"{versions.upstream.project}-").removesuffix(".dist-info")
+
+
+def first_known(infos: Iterable[str], versions: Versions) -> Identity:
+    """Of which release dist-info folders are: the patched one, else the first that is of one."""
+    found = [identify(version_of(info, versions), versions) for info in infos]
+    found.sort(key=lambda identity: (identity.kind != "patched", identity.release is None))
+    return found[0] if found else Identity("unknown")
+
+
+def is_of_official_wheel(bill: str | None, release: Release) -> bool:
     """Whether an SBOM of this overlay names the official wheel, and not another build."""
+    stated = stated_wheel(bill)
+    return stated is not None and stated.sha256 == release.wheel.sha256
+
+
+def stated_wheel(bill: str | bytes | None) -> StatedWheel | None:
+    """The wheel that an SBOM of this overlay says was patched; None if it names none."""
     try:
-        return bool(
-            json.loads(bill or "")["metadata"]["component"]["pedigree"]["ancestors"][0]["hashes"]
-        )
+        (ancestor,) = json.loads(bill or "")["metadata"]["component"]["pedigree"]["ancestors"]
+        file = PackageURL.from_string(ancestor["purl"]).qualifiers["file_name"]
+        return StatedWheel(ancestor["version"], file, ancestor["hashes"][0]["content"])
     except (ValueError, LookupError, TypeError):
-        return False
+        return None
 
 
 def other_patches(workspace: Workspace, bill: str | None, release: Release) -> str:

@@ -1,4 +1,4 @@
-"""What a patched wheel has other than the official one."""
+"""What a patched wheel has other than the one that it is made of, the official one mostly."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import IO
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.changes import Changes, shipped
+from overlay.patches.patch import Patch
 from overlay.patches.tree import Result
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions
 from overlay.wheels import rawzip, record
 from overlay.wheels.official import text_of
+from overlay.wheels.origin import Origin
 from overlay.wheels.rawzip import Member
 from overlay.wheels.record import dist_info
 from overlay.wheels.stated_version import VERSION_MODULE, set_in_metadata, set_in_module
@@ -21,10 +23,10 @@ from overlay.wheels.stated_version import VERSION_MODULE, set_in_metadata, set_i
 
 @dataclass(frozen=True)
 class Plan:
-    """What a repacked wheel has other than the official one."""
+    """What a repacked wheel has other than the one that it is made of."""
 
     version: str
-    """The local version, e.g. 0.8.5.post1+llama4.1."""
+    """The patched version, e.g. 0.8.5.post1+llama4.1."""
     replaced: Mapping[str, bytes]
     """Members with new bytes."""
     added: Mapping[str, bytes]
@@ -32,33 +34,34 @@ class Plan:
     removed: frozenset[str]
     """Members that are left out."""
     old_info: str
-    """The official wheel's dist-info folder."""
+    """That wheel's dist-info folder."""
     new_info: str
     """The patched wheel's."""
 
     def target(self, name: str) -> str:
-        """What the official wheel's (or a new) member `name` is called in the patched wheel."""
+        """What that wheel's (or a new) member `name` is called in the patched wheel."""
         return record.moved(name, self.old_info, self.new_info)
 
 
-def file_name(versions: Versions, release: Release) -> str:
-    """Name of the patched wheel.
+def file_name(versions: Versions, origin: Origin) -> str:
+    """Name of the wheel that is made of the wheel `origin`, whose tags it keeps.
 
     The local version is escaped as PEP 427 has it: only `-` would be, and it has none.
     """
-    project, _, rest = release.wheel.file.split("-", 2)
-    return f"{project}-{versions.local_version(release)}-{rest}"
+    assert origin.wheel is not None
+    project, _, rest = origin.wheel.file.split("-", 2)
+    return f"{project}-{origin.patched_version(versions)}-{rest}"
 
 
 def plan_wheel(
     workspace: Workspace,
-    release: Release,
+    origin: Origin,
     result: Result,
     stream: IO[bytes],
     members: Sequence[Member],
     bill: bytes,
 ) -> Plan:
-    """What to change in the official wheel so that it holds the patched tree.
+    """What to change in the wheel `origin` so that it holds the patched tree.
 
     Raises:
         OverlayError: the series changes something that is not a plain file of the wheel:
@@ -66,41 +69,40 @@ def plan_wheel(
             a file whose text in the wheel is not the sdist's.
     """
     by_name = {member.name: member for member in members}
-    store = workspace.store
+    store, release = workspace.store, origin.release
     changes = shipped(store, result)
     for path, how in changes.kinds.items():
         require_repackable(release, path, how, path in by_name)
     in_wheel = [path for path in changes.kinds if path in by_name]
     for path, data in store.show_many(result.base, in_wheel).items():
         if data != rawzip.read(stream, by_name[path]):
-            why = "the official wheel has other text there than the sdist"
+            why = "the wheel has other text there than the sdist"
             raise _not_repackable(release, path, why)
 
     def read(name: str) -> str:
-        return text_of(stream, by_name, name, release)
+        return text_of(stream, by_name, name, origin)
 
-    return complete(workspace.versions, release, changes, bill, read)
+    return complete(workspace.versions, origin, changes, bill, read)
 
 
 def complete(
     versions: Versions,
-    release: Release,
+    origin: Origin,
     changes: Changes,
     bill: bytes,
     read: Callable[[str], str],
 ) -> Plan:
     """The changes with what goes with them: the version and the SBOM `bill`.
 
-    `read` gives the text of a file of the official wheel.
+    `read` gives the text of a file of `origin`.
 
     Raises:
         OverlayError: a file does not state the version as expected.
     """
-    version, project = versions.local_version(release), versions.upstream.project
-    old = dist_info(project, release.name)
+    version, old = origin.patched_version(versions), origin.info(versions)
     stated = {
-        VERSION_MODULE: set_in_module(read(VERSION_MODULE), release.name, version),
-        f"{old}/METADATA": set_in_metadata(read(f"{old}/METADATA"), release.name, version),
+        VERSION_MODULE: set_in_module(read(VERSION_MODULE), origin.release.name, version),
+        f"{old}/METADATA": set_in_metadata(read(f"{old}/METADATA"), origin.version, version),
     }
     return Plan(
         version,
@@ -108,8 +110,15 @@ def complete(
         {**changes.added, f"{old}/sboms/{record.SBOM}": bill},
         changes.removed,
         old,
-        dist_info(project, version),
+        dist_info(versions.upstream.project, version),
     )
+
+
+def rewritten(patches: Sequence[Patch], info: str) -> frozenset[str]:
+    """The files that a build writes anew; `info` is the patched wheel's dist-info folder."""
+    metadata = (f"{info}/{name}" for name in ("METADATA", "RECORD", f"sboms/{record.SBOM}"))
+    touched = (file.path for patch in patches for file in patch.files)
+    return frozenset((VERSION_MODULE, *metadata, *touched))
 
 
 def require_repackable(release: Release, path: str, how: str, is_in_wheel: bool) -> None:

@@ -13,6 +13,7 @@ import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from overlay.base.digest import sha256
 
@@ -34,6 +35,19 @@ _INSTALLERS = (
 )
 #: Python files that a build writes: they name the version and the commit.
 _GENERATED = ("vllm/_version.py",)
+#: The compiled FlashAttention. Its Python files are its own project's; builds for CPUs have none.
+_FLASH_ATTENTION = "vllm/vllm_flash_attn/"
+
+
+class Pins(NamedTuple):
+    """Digests of lines of RECORD, by which the official wheel's files are known."""
+
+    every: str
+    """Of all that came with the wheel."""
+    python: str
+    """Of Python files, but for those that a build writes."""
+    source: str
+    """Of these, but for FlashAttention's."""
 
 
 def is_installers(name: str, info: str) -> bool:
@@ -59,11 +73,26 @@ def moved(name: str, old: str, new: str) -> str:
     return name if inside == name else f"{new}/{inside}"
 
 
-def pins(rows: Iterable[Row], info: str) -> tuple[str, str]:
-    """Digests of the wheel's own lines: of all of them, and of those of Python files."""
+def pins(rows: Iterable[Row], info: str) -> Pins:
+    """Digests of the wheel's own lines; `info` is its dist-info folder."""
     own = sorted(row for row in rows if not is_installers(row[0], info))
-    python = [row for row in own if row[0].endswith(".py") and row[0] not in _GENERATED]
-    return _digest(own), _digest(python)
+    python = [row for row in own if is_upstreams_python(row[0])]
+    source = [row for row in python if not is_flash_attentions(row[0])]
+    return Pins(_digest(own), _digest(python), _digest(source))
+
+
+def is_upstreams_python(name: str) -> bool:
+    """Whether a file is Python that every build has as upstream wrote it.
+
+    >>> [is_upstreams_python(n) for n in ("vllm/a.py", "vllm/_version.py", "vllm/_C.abi3.so")]
+    [True, False, False]
+    """
+    return name.endswith(".py") and name not in _GENERATED
+
+
+def is_flash_attentions(name: str) -> bool:
+    """Whether a file belongs to the compiled FlashAttention, which builds may have another of."""
+    return name.startswith(_FLASH_ATTENTION)
 
 
 def _digest(rows: Iterable[Row]) -> str:

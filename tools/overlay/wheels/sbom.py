@@ -1,6 +1,7 @@
 """The bill of materials of a patched wheel (PEP 770, CycloneDX): what was changed, from what.
 
-It is a function of VERSIONS.toml and the patches alone: no time, no machine, no path.
+It is a function of VERSIONS.toml, the patches and the wheel that is patched: no time, no machine,
+no path.
 """
 
 from __future__ import annotations
@@ -25,26 +26,21 @@ from cyclonedx.schema import OutputFormat, SchemaVersion
 from packageurl import PackageURL
 
 from overlay.patches.patch import Patch
-from overlay.releases.versions import Release, Versions
+from overlay.releases.versions import Versions
+from overlay.wheels.origin import Origin
 
 SCHEMA = SchemaVersion.V1_6
+_OTHER_BUILD = "Upstream's Python files; compiled files of another build than the wheel's."
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_DNS, "vllm-overlay.invalid")
 
 
-def build(
-    versions: Versions,
-    release: Release,
-    patches: Sequence[Patch],
-    *,
-    is_official_build: bool = True,
-) -> bytes:
-    """The SBOM of the patched wheel of `release` as canonical JSON.
+def build(versions: Versions, origin: Origin, patches: Sequence[Patch]) -> bytes:
+    """The SBOM of `origin` with `patches` as canonical JSON.
 
-    Without `is_official_build` it is that of another build with the same patches: it does not
-    name the official wheel.
+    Of what is not the official wheel it says so; a wheel's file is named in any case.
     """
-    project, local = versions.upstream.project, versions.local_version(release)
-    upstream = _wheel(project, release) if is_official_build else _other_build(project, release)
+    project, local = versions.upstream.project, origin.patched_version(versions)
+    release, upstream = origin.release, _origin(project, origin)
     files = [_patch_file(patch) for patch in patches]
     subject = Component(
         name=project,
@@ -67,27 +63,18 @@ def build(
     return (json.dumps(json.loads(text), indent=2, sort_keys=True) + "\n").encode()
 
 
-def _wheel(project: str, release: Release) -> Component:
-    """The official wheel."""
+def _origin(project: str, origin: Origin) -> Component:
+    """What was patched: the official wheel, or the same source, compiled by someone else."""
+    wheel = origin.wheel
+    qualifiers = {"file_name": wheel.file} if wheel else None
     return Component(
         name=project,
-        version=release.name,
+        version=origin.version,
         type=ComponentType.LIBRARY,
-        purl=PackageURL("pypi", None, project, release.name, {"file_name": release.wheel.file}),
-        bom_ref=f"upstream:{release.wheel.file}",
-        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=release.wheel.sha256)],
-    )
-
-
-def _other_build(project: str, release: Release) -> Component:
-    """The same source, compiled by someone else: an official image's, say."""
-    return Component(
-        name=project,
-        version=release.name,
-        type=ComponentType.LIBRARY,
-        purl=PackageURL("pypi", None, project, release.name),
-        bom_ref=f"upstream:{project}@{release.name}",
-        description="Upstream's Python files; compiled files of another build than the wheel's.",
+        purl=PackageURL("pypi", None, project, origin.version, qualifiers),
+        bom_ref=f"upstream:{wheel.file if wheel else f'{project}@{origin.version}'}",
+        description=None if origin.is_official else _OTHER_BUILD,
+        hashes=[HashType(alg=HashAlgorithm.SHA_256, content=wheel.sha256)] if wheel else None,
     )
 
 

@@ -30,6 +30,7 @@ from overlay.base.digest import sha256
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
 from overlay.wheels import rawzip, record, verify
+from overlay.wheels.origin import Origin
 from overlay.wheels.plan import file_name
 
 #: Where `vllm-overlay build` puts wheels.
@@ -148,7 +149,8 @@ def write(workspace: Workspace, folder: Path, wheels: Sequence[Path]) -> Made:
 
 def _built(workspace: Workspace) -> list[Path]:
     """This overlay's wheels in dist/, as this checkout builds them."""
-    names = [file_name(workspace.versions, r) for r in workspace.versions.patched]
+    origins = map(Origin.official, workspace.versions.patched)
+    names = [file_name(workspace.versions, origin) for origin in origins]
     found = [DIST.absolute() / name for name in names if (DIST / name).is_file()]
     if not found:
         raise OverlayError(

@@ -9,28 +9,39 @@ from overlay.base.errors import Exit, OverlayError
 VERSION_MODULE = "vllm/_version.py"
 
 
-def set_in_module(text: str, old: str, new: str) -> bytes:
-    """vllm/_version.py with `new` in place of `old`, as setuptools-scm writes a local version.
+def set_in_module(text: str, release: str, new: str) -> bytes:
+    """vllm/_version.py with `new` in place of the version of `release`, as setuptools-scm writes a
+    local version.
+
+    A build may state its own local version, or not: upstream's setup.py adds the CUDA version to
+    METADATA alone.
 
     >>> text = "__version__ = version = '1.0'\\n__version_tuple__ = version_tuple = (1, 0)\\n"
     >>> print(set_in_module(text, "1.0", "1.0+a.1").decode(), end="")
     __version__ = version = '1.0+a.1'
     __version_tuple__ = version_tuple = (1, 0, 'a.1')
+    >>> text = text.replace("1.0'", "1.0+cpu'").replace("0)", "0, 'cpu')")
+    >>> print(set_in_module(text, "1.0", "1.0+cpu.a.1").decode(), end="")
+    __version__ = version = '1.0+cpu.a.1'
+    __version_tuple__ = version_tuple = (1, 0, 'cpu.a.1')
 
     Raises:
-        OverlayError: the text does not state `old` just so.
+        OverlayError: the text does not state a version of `release` just so.
     """
-    local = new.removeprefix(f"{old}+")
-    text, strings = re.subn(
-        rf"(?m)^(__version__ = version = )'{re.escape(old)}'$", rf"\g<1>'{new}'", text
-    )
+    local = new.removeprefix(f"{release}+")
+    stated = re.compile(rf"(?m)^(__version__ = version = )'{re.escape(release)}(?:\+([^'\n]+))?'$")
+    found = stated.search(text)
+    own = re.escape(f", '{found[2]}'") if found and found[2] else ""
+    text, strings = stated.subn(rf"\g<1>'{new}'", text)
     text, tuples = re.subn(
-        r"(?m)^(__version_tuple__ = version_tuple = \([^)\n]+)\)$", rf"\g<1>, '{local}')", text
+        rf"(?m)^(__version_tuple__ = version_tuple = \([^)\n]+?)(?:{own})?\)$",
+        rf"\g<1>, '{local}')",
+        text,
     )
     if (strings, tuples) != (1, 1):
         raise OverlayError(
             f"cannot set the version in {VERSION_MODULE}",
-            f"it does not state {old!r} the way setuptools-scm does",
+            f"it does not state {release!r} the way setuptools-scm does",
             "Report it: this release needs its own rule",
             Exit.PATCH,
         )

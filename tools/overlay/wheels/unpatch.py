@@ -35,10 +35,13 @@ def official_rows(
     return [row for row in kept if row[0] != bill] + restored
 
 
-def without_version(read: Read, release: str, version: str, info: str) -> dict[str, bytes | None]:
-    """The files that state the version as they were, by their path in the official wheel.
+def without_version(
+    read: Read, release: str, before: str, version: str, info: str
+) -> dict[str, bytes | None]:
+    """The files that state the version as they were, by their path in what was patched.
 
-    `info` is the patched wheel's dist-info folder.
+    `before` is its version, `version` and `info` are the patched one's and its dist-info folder.
+    What vllm/_version.py of another build had stated nothing tells: here it is that of `release`.
 
     Raises:
         NotPatchedError: one of them does not state it as a build of this overlay does.
@@ -48,16 +51,16 @@ def without_version(read: Read, release: str, version: str, info: str) -> dict[s
         to_text(read(f"{info}/METADATA")),
     )
     local = version.removeprefix(f"{release}+")
-    old = record.moved(f"{info}/METADATA", info, info.replace(f"-{version}.", f"-{release}."))
+    old = record.moved(f"{info}/METADATA", info, info.replace(f"-{version}.", f"-{before}."))
     plain = (module or "").replace(f"'{version}'", f"'{release}'").replace(f", '{local}')", ")")
     header, blank, body = (metadata or "").partition("\n\n")
-    stated = header.replace(f"Version: {version}", f"Version: {release}") + blank + body
-    for name, text, now, set_version in (
-        (stated_version.VERSION_MODULE, plain, module, stated_version.set_in_module),
-        (old, stated, metadata, stated_version.set_in_metadata),
+    stated = header.replace(f"Version: {version}", f"Version: {before}") + blank + body
+    for name, text, now, was, set_version in (
+        (stated_version.VERSION_MODULE, plain, module, release, stated_version.set_in_module),
+        (old, stated, metadata, before, stated_version.set_in_metadata),
     ):
         try:
-            again = set_version(text, release, version)
+            again = set_version(text, was, version)
         except OverlayError as error:
             raise NotPatchedError(str(error)) from error
         if again != to_bytes(now):

@@ -9,8 +9,12 @@ The checks, in the order they are printed:
 - version: the same in the file name, the dist-info folder, METADATA and vllm/_version.py;
 - patched files: what the locked patches make of upstream's;
 - other files: upstream's;
-- official wheel: byte for byte what `build` makes of it;
+- official wheel, or source wheel: byte for byte what `build` makes of it;
 - SBOM: valid CycloneDX, and what it says is what was checked.
+
+A wheel that was made of another build's (`build --wheel`) has no sum in VERSIONS.toml. In place of
+the official wheel it is compared with the one it was made of, if that is given; else nothing tells
+what is compiled in it, and the check says so as a problem.
 
 Patched files are compared with the digest `files` of VERSIONS.toml; then the patches are taken back
 (`on_files`, `unpatch`), and all files are compared with the digests of upstream's RECORD. For this
@@ -37,10 +41,12 @@ from overlay.base.digest import sha256
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.patch import Patch
 from overlay.patches.workspace import Workspace
-from overlay.releases.versions import Release
-from overlay.wheels import locked, rawzip, record, sbom, stated_version
+from overlay.releases.versions import PinnedFile, Release
+from overlay.wheels import foreign, locked, rawzip, record, sbom, stated_version
 from overlay.wheels.build import repack
-from overlay.wheels.plan import Plan, file_name, plan_wheel
+from overlay.wheels.identity import identify, stated_wheel
+from overlay.wheels.origin import Origin
+from overlay.wheels.plan import Plan, file_name, plan_wheel, rewritten
 from overlay.wheels.rawzip import Member
 
 
@@ -52,6 +58,35 @@ class Check:
     detail: str
     """What was compared, in a few words."""
     problems: tuple[str, ...]
+    is_compared: bool = True
+    """Whether there is something to compare with."""
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is verified, and what it was made of."""
+
+    workspace: Workspace
+    origin: Origin
+    """Of another build, as the SBOM tells of it, until the wheel is at hand."""
+    source: Path | None
+    """The wheel that it was made of, if it is at hand."""
+
+    @property
+    def release(self) -> Release:
+        return self.origin.release
+
+    @property
+    def version(self) -> str:
+        return self.origin.patched_version(self.workspace.versions)
+
+    @property
+    def file_name(self) -> str:
+        return file_name(self.workspace.versions, self.origin)
+
+    @property
+    def info(self) -> str:
+        return record.dist_info(self.workspace.versions.upstream.project, self.version)
 
 
 @dataclass(frozen=True)
@@ -72,6 +107,11 @@ def release_of(workspace: Workspace, path: Path) -> Release:
     Raises:
         OverlayError: no such file, or not a name that this overlay gives.
     """
+    return _named(workspace, path)[0]
+
+
+def _named(workspace: Workspace, path: Path) -> tuple[Release, str]:
+    """Release and local label of the build that a patched wheel's file name speaks of."""
     if not path.is_file():
         raise OverlayError(
             f"no wheel at {path}", "there is no such file", "Build one with 'vllm-overlay build'",
@@ -81,11 +121,10 @@ def release_of(workspace: Workspace, path: Path) -> Release:
         name, version, _, _ = parse_wheel_filename(path.name)
     except InvalidWheelFilename as error:
         raise _foreign(path, str(error)) from error
-    for release in workspace.versions.patched:
-        if name == workspace.versions.upstream.project and version == Version(
-            workspace.versions.local_version(release)
-        ):
-            return release
+    found = identify(str(version), workspace.versions)
+    is_ours = name == workspace.versions.upstream.project and found.kind == "patched"
+    if is_ours and found.release and found.revision == found.release.revision:
+        return found.release, found.label
     raise _foreign(path, f"no release of VERSIONS.toml builds {name} {version}")
 
 
@@ -98,43 +137,107 @@ def _foreign(path: Path, why: str) -> OverlayError:
     )
 
 
-def verify(workspace: Workspace, path: Path, *, official: bool = False) -> list[Check]:
+def verify(
+    workspace: Workspace, path: Path, *, official: bool = False, source: Path | None = None
+) -> list[Check]:
     """Run every check on the wheel at `path`.
 
     It is compared with what is made of the official wheel if that is in the cache, and with
-    `official` in any case; for the other checks nothing is needed but this repository.
+    `official` in any case; for the other checks nothing is needed but this repository. `source` is
+    the wheel that it was made of, if it is at hand.
 
     Raises:
         OverlayError: it is none of ours, cannot be read as a zip file at all, or what it is
-            compared with is unavailable.
+            compared with is unavailable, or is no wheel to compare it with.
     """
-    release = release_of(workspace, path)
+    release, label = _named(workspace, path)
     patches = workspace.patches(release)
-    bill = sbom.build(workspace.versions, release, patches)
-    version = workspace.versions.local_version(release)
-    info = record.dist_info(workspace.versions.upstream.project, version)
     with path.open("rb") as stream:
         ours = _open(path, stream)
         try:
-            written = {*_touched(patches), *_written_by_build(info)}
-            whole = f"as {file_name(workspace.versions, release)} is written"
+            subject = _subject(workspace, release, label, ours, source, official)
+            bill = sbom.build(workspace.versions, subject.origin, patches)
+            info, version = subject.info, subject.version
             checks = [
-                _run(
-                    "sha256", _sum(release, path), f"{path.stat().st_size} bytes, by VERSIONS.toml"
-                ),
-                _run("zip file", _zip_file(workspace, release, ours, written), whole),
+                _whole(subject, path),
+                _run("zip file", _zip_file(subject, ours, rewritten(patches, info)),
+                     f"as {subject.file_name} is written"),
                 _run("RECORD", _record(ours, info), counted(len(ours.by_name), "file")),
                 _run("version", _version(ours, info, version), version),
-                *_against_locks(workspace, release, ours, patches, info),
-            ]
-            if official or workspace.fetcher.cache.has(release.wheel):
-                checks.append(_against_wheel(workspace, release, ours, bill))
-            bill_check = _run("SBOM", _sbom(ours, info, bill), counted(len(patches), "patch"))
-            return [*checks, bill_check]
+                *_against_locks(subject, ours, patches),
+                *_against_source(subject, ours, bill),
+                _bill(subject, ours, bill, counted(len(patches), "patch")),
+            ]  # fmt: skip
         except zipfile.BadZipFile as error:
             raise OverlayError(
                 f"{path.name} is damaged", str(error), "Build it again", Exit.INTEGRITY
             ) from error
+    return checks
+
+
+def _subject(
+    workspace: Workspace,
+    release: Release,
+    label: str,
+    ours: _Opened,
+    source: Path | None,
+    official: bool,
+) -> _Subject:
+    """What the wheel was made of: as its name tells, and its SBOM if it is of another build.
+
+    Raises:
+        OverlayError: `source` is not that, or the official wheel is unavailable.
+    """
+    if source is not None:
+        origin = foreign.read(workspace, source)
+        subject = _Subject(workspace, origin, source)
+        if subject.file_name != ours.path.name:
+            raise OverlayError(
+                f"{ours.path.name} was not made of {source.name}",
+                f"of that, build makes {subject.file_name}",
+                "Name the wheel that its SBOM names",
+                Exit.USAGE,
+            )
+        return subject
+    usual = _Subject(workspace, Origin.official(release), None)
+    if not label and ours.path.name == usual.file_name:
+        if official or workspace.fetcher.cache.has(release.wheel):
+            wheel = workspace.fetcher.fetch(release, "wheel", check=True)
+            return _Subject(workspace, usual.origin, wheel)
+        return usual
+    return _Subject(workspace, _stated(workspace, release, label, ours), None)
+
+
+def _stated(workspace: Workspace, release: Release, label: str, ours: _Opened) -> Origin:
+    """The other build's wheel that the SBOM says this one was made of.
+
+    Raises:
+        OverlayError: it names none.
+    """
+    patched = workspace.versions.local_version(release, label)
+    info = record.dist_info(workspace.versions.upstream.project, patched)
+    said = stated_wheel(ours.read(f"{info}/sboms/{record.SBOM}"))
+    try:
+        if said is None or Version(said.version) != Version(release.labelled(label)):
+            raise ValueError(f"its SBOM names no wheel of {release.labelled(label)}")
+        parse_wheel_filename(said.file)
+        pin = PinnedFile(file=said.file, sha256=said.sha256, size=1)  # the SBOM has no size
+    except (ValueError, InvalidWheelFilename) as error:
+        raise OverlayError(
+            f"{ours.path.name} does not tell what it was made of",
+            str(error),
+            "Name that wheel with --wheel, or build it again",
+            Exit.INTEGRITY,
+        ) from error
+    return Origin(release, said.version, "source", pin)
+
+
+def _whole(subject: _Subject, path: Path) -> Check:
+    if not subject.origin.is_official:
+        why = "VERSIONS.toml has no sum of a wheel that is made of another build's"
+        return Check("sha256", why, (), is_compared=False)
+    detail = f"{path.stat().st_size} bytes, by VERSIONS.toml"
+    return _run("sha256", _sum(subject.release, path), detail)
 
 
 def _sum(release: Release, path: Path) -> Iterator[str]:
@@ -147,25 +250,11 @@ def _sum(release: Release, path: Path) -> Iterator[str]:
         yield f"it is {found}, {size} bytes; VERSIONS.toml locks {wanted}"
 
 
-def _touched(patches: Sequence[Patch]) -> set[str]:
-    """The files that patches touch."""
-    return {file.path for patch in patches for file in patch.files}
-
-
-def _written_by_build(info: str) -> tuple[str, ...]:
-    """The files that every build writes anew; `info` is the patched wheel's dist-info folder."""
-    metadata = (f"{info}/{name}" for name in ("METADATA", "RECORD", f"sboms/{record.SBOM}"))
-    return (stated_version.VERSION_MODULE, *metadata)
-
-
-def _zip_file(
-    workspace: Workspace, release: Release, ours: _Opened, written: Collection[str]
-) -> Iterator[str]:
+def _zip_file(subject: _Subject, ours: _Opened, written: Collection[str]) -> Iterator[str]:
     """What is not as `build` writes it around the members' bytes; `written` are files that it
     writes anew."""
-    name = file_name(workspace.versions, release)
-    if ours.path.name != name:
-        yield f"the file is called {ours.path.name}, and build calls it {name}"
+    if ours.path.name != subject.file_name:
+        yield f"the file is called {ours.path.name}, and build calls it {subject.file_name}"
     for member in ours.by_name.values():
         if member.name in written and (member.method != zipfile.ZIP_STORED or member.executable):
             yield f"{member.name} is compressed or executable, and build writes it as neither"
@@ -204,37 +293,66 @@ def _part(ours: _Opened, at: int) -> str:
     return f"after {last.name}"
 
 
-def _against_wheel(workspace: Workspace, release: Release, ours: _Opened, bill: bytes) -> Check:
-    """The whole file, compared with what `build` makes of the official wheel."""
-    result = workspace.apply(release).require()
-    official = workspace.fetcher.fetch(release, "wheel", check=True)
-    with official.open("rb") as stream:
-        theirs = _open(official, stream)
+def _against_source(subject: _Subject, ours: _Opened, bill: bytes) -> Iterator[Check]:
+    """The whole file, compared with what `build` makes of the wheel that it was made of."""
+    is_official, wheel = subject.origin.is_official, subject.origin.wheel
+    name = "official wheel" if is_official else "source wheel"
+    if subject.source is not None:
+        problems, detail = _against_wheel(subject, subject.source, ours, bill)
+        yield _run(name, problems, detail)
+    elif not is_official and wheel is not None:
+        why = (
+            "nothing here tells whether its other files are those of the wheel that it was made "
+            f"of; its SBOM says, of {wheel.file} with the sha256 {wheel.sha256}: name that file "
+            "with --wheel"
+        )
+        yield Check(name, "it is not at hand", (why,), is_compared=False)
+
+
+def _against_wheel(
+    subject: _Subject, source: Path, ours: _Opened, bill: bytes
+) -> tuple[list[str], str]:
+    """What differs from what `build` makes of the wheel `source`, and what that is."""
+    workspace, origin = subject.workspace, subject.origin
+    result = workspace.apply(subject.release).require()
+    with source.open("rb") as stream:
+        theirs = _open(source, stream)
         members = list(theirs.by_name.values())
-        plan = plan_wheel(workspace, release, result, stream, members, bill)
+        plan = plan_wheel(workspace, origin, result, stream, members, bill)
 
         def write(put: rawzip.Write) -> None:
-            repack(release, stream, members, plan, put)
+            repack(origin, stream, members, plan, put)
 
         at = _first_difference(ours.path, write)
         problems = [] if at is None else [*_patched(ours, plan), *_others(ours, theirs, plan)]
         if at is not None and not problems:
             problems = [f"from byte {at} on ({_part(ours, at)}) it is not what build makes of it"]
-        return _run("official wheel", problems, f"{official.name}, {_count(plan)}")
+        return problems, f"{source.name}, {_count(plan)}"
 
 
 def _against_locks(
-    workspace: Workspace, release: Release, ours: _Opened, patches: Sequence[Patch], info: str
+    subject: _Subject, ours: _Opened, patches: Sequence[Patch]
 ) -> tuple[Check, Check]:
-    """Every member, compared with the digests in VERSIONS.toml."""
-    told = "by VERSIONS.toml"
-    found = locked.compare(workspace.versions, release, patches, ours.read, info)
+    """Every member, compared with the digests in VERSIONS.toml; of another build, Python files."""
+    info, is_official = subject.info, subject.origin.is_official
+    found = locked.compare(
+        subject.workspace.versions, subject.release, patches, ours.read, info,
+        label=subject.origin.label, other_build=not is_official,
+    )  # fmt: skip
     installers = [name for name in ours.by_name if _is_installers(name, info)]
     extra = tuple(f"{name} is no file that a wheel has" for name in installers)
+    told = "by VERSIONS.toml"
+    rest = told if is_official else f"Python files alone, {told}"
     return (
         _run("patched files", found.patched, f"{found.changed}, {told}"),
-        _run("other files", found.others + extra, told),
+        _run("other files", found.others + extra, rest),
     )
+
+
+def _bill(subject: _Subject, ours: _Opened, bill: bytes, detail: str) -> Check:
+    if not subject.origin.is_official and subject.source is None:
+        detail += "; what it was made of is its own word"
+    return _run("SBOM", _sbom(ours, subject.info, bill), detail)
 
 
 def _is_installers(name: str, info: str) -> bool:
@@ -324,14 +442,14 @@ def _others(opened: _Opened, upstream: _Opened, plan: Plan) -> Iterator[str]:
     record = f"{plan.new_info}/RECORD"
     ours = {plan.target(n) for n in {**plan.replaced, **plan.added}}
     for name in sorted(opened.by_name.keys() - expected.keys() - ours):
-        yield f"{name} is in neither the official wheel nor the patches"
+        yield f"{name} is in neither that wheel nor the patches"
     for name, member in expected.items():
         if name in ours or name == record or name in plan.removed:
             continue
         if name not in opened.by_name:
             yield f"{name} is missing"
         elif not _same_bytes(opened.stream, opened.by_name[name], upstream.stream, member):
-            yield f"{name} differs from the official wheel's"
+            yield f"{name} differs from that wheel's"
 
 
 def _same_bytes(one: IO[bytes], a: Member, other: IO[bytes], b: Member) -> bool:
