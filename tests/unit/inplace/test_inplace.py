@@ -23,6 +23,7 @@ from overlay.base.errors import Exit, OverlayError
 from overlay.base.journal import IN_SITE, Journal
 from overlay.inplace import inplace, site_files
 from overlay.inplace.inplace import InPlaceResult
+from overlay.inplace.repair import repair
 from overlay.releases.uv import find_uv
 from overlay.wheels import record
 from overlay.wheels.build import build_wheel
@@ -75,6 +76,14 @@ class Place:
 
     def revert(self) -> InPlaceResult:
         return inplace.revert(self.upstream.workspace(offline=True), self.python)
+
+    def repair(self, *, full: bool = False) -> InPlaceResult:
+        return repair(self.upstream.workspace(offline=True), self.python, full=full)
+
+    def doctor(self) -> tuple[str, ...]:
+        """What it says to change, on a GPU on which upstream's is right; needs `keep`."""
+        workspace, settings = self.upstream.workspace(offline=True), Settings("auto", "auto")
+        return doctor.examine(workspace, self.python, {}, ("A10", "8.6"), settings).to_change
 
     @property
     def files(self) -> dict[str, tuple[int, bytes]]:
@@ -336,10 +345,7 @@ def test_another_build_needs_to_be_admitted(place: Place) -> None:
     assert "hashes" not in ancestor  # it is not the official wheel
     assert (place.site / "vllm/_C.abi3.so").read_bytes() == b"compiled elsewhere"
     keep(place.upstream.root, "1.0", "1.1")
-    report = doctor.examine(
-        place.upstream.workspace(), place.python, {}, ("A10", "8.6"), Settings("auto", "auto")
-    )
-    assert report.to_change == ()
+    assert place.doctor() == ()
     assert place.install().action == "nothing"
     assert not place.revert().is_official_build
     assert place.files == before
@@ -451,16 +457,28 @@ def test_a_record_that_leaves_its_folder(place: Place) -> None:
     assert outside.read_text() == "mine\n"
 
 
-@pytest.mark.parametrize("what", ["install", "revert"])
-def test_killed_anywhere_the_next_run_ends_it(place: Place, tmp_path: Path, what: str) -> None:
+def broken(site: Path) -> None:
+    """Several faults, for a repair that takes a while."""
+    (site / "vllm/attention.py").unlink()
+    (site / "vllm/_version.py").write_text("# mine\n")
+    (site / PATCHED / "RECORD").unlink()
+    (site / PATCHED / "METADATA").write_text("Name: vllm\nVersion: 1.0+llama4.1\n")
+    (site / INFO).mkdir()
+    (site / INFO / "WHEEL").write_text("Wheel-Version: 1.0\n")
+
+
+@pytest.mark.parametrize("what", ["install", "revert", "repair"])
+def test_killed_anywhere_doctor_names_what_ends_it(place: Place, tmp_path: Path, what: str) -> None:
+    keep(place.upstream.root, "1.0", "1.1")
     stock = kill_everywhere.digest(place.site)
     place.install()
     patched = kill_everywhere.digest(place.site)
-    before, after = stock, patched
-    if what == "revert":
-        before, after = patched, stock
-    else:
+    before, after = (patched, stock) if what == "revert" else (stock, patched)
+    if what == "install":
         place.revert()
+    elif what == "repair":
+        broken(place.site)
+        before = kill_everywhere.digest(place.site)
     (tmp_path / "work").mkdir()
     ran = subprocess.run(
         [sys.executable, "-m", "unit.inplace.kill_everywhere", str(place.upstream.root),
@@ -472,9 +490,16 @@ def test_killed_anywhere_the_next_run_ends_it(place: Place, tmp_path: Path, what
     assert len(kills) > 25
     assert [kill["killed"] for kill in kills] == [True] * (len(kills) - 1) + [False]
     for kill in kills:
-        assert (kill["after"], kill["error"], kill["left"]) == (after, "", False)
-        if not kill["begun"]:
+        assert (kill["error"], kill["left"], kill["then"]) == ("", False, []), kill
+        if kill["begun"]:
+            assert kill["after"] == after
+            (said,) = kill["said"]
+            assert said.startswith(f"end the {what} that was interrupted: vllm-overlay install")
+        else:
+            # Nothing had been changed: it is done, or all is as it was, if that is right as well.
             assert kill["after_kill"] in (before, after)
+            assert kill["after"] in (before, after)
+            assert kill["after"] == after or what == "revert"
     assert {kill["begun"] for kill in kills} == {True, False}
 
 
@@ -525,10 +550,19 @@ def test_changed_between_the_kill_and_the_next_run(
             place.install()
     assert site_files.journal(place.site).is_planned()
     (place.site / "vllm/attention.py").write_bytes(original)
-    with pytest.raises(OverlayError, match=r"vllm/attention\.py was changed since"):
+    keep(place.upstream.root, "1.0", "1.1")
+    with pytest.raises(OverlayError, match=r"vllm/attention\.py was changed since") as caught:
         place.install()
+    assert str(caught.value).endswith("vllm-overlay install --repair.")
+    assert place.doctor() == (
+        "end the install that was interrupted; vllm/attention.py was changed since: "
+        "vllm-overlay install --repair",
+    )
     with pytest.raises(OverlayError, match="Run it without --dry-run"):
         inplace.install(place.upstream.workspace(), place.python, dry_run=True)
+    assert place.repair().recovered
+    assert place.doctor() == ()
+    assert b"use_irope=False" in (place.site / "vllm/attention.py").read_bytes()
 
 
 def test_a_folder_that_this_user_may_not_write(upstream: Upstream, environments: Path) -> None:

@@ -12,6 +12,7 @@ from overlay.base.console import counted, out, print_json
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.inplace import inplace
 from overlay.inplace.inplace import InPlaceResult
+from overlay.inplace.repair import repair
 from overlay.patches.workspace import Workspace
 from overlay.wheels import simple_index
 
@@ -52,9 +53,16 @@ def index_command(
 )
 @click.option("--revert", is_flag=True, help="Restore the original files.")
 @click.option(
+    "--repair",
+    "is_repair",
+    is_flag=True,
+    help="Make a vLLM that was patched in place whole again, from the originals that it keeps.",
+)
+@click.option(
     "--other-build",
     is_flag=True,
-    help="Admit compiled files that are not the official wheel's, as in the official image.",
+    help="Admit a build whose compiled files are not the official wheel's, as in the official "
+    "image, or with a local version (+cu118).",
 )
 @click.option("--full", is_flag=True, help="Hash compiled libraries too, not only their size.")
 @click.option("--dry-run", is_flag=True, help="Check and tell, change nothing.")
@@ -64,6 +72,7 @@ def install_command(
     workspace: Workspace,
     python: str | None,
     revert: bool,
+    is_repair: bool,
     other_build: bool,
     full: bool,
     dry_run: bool,
@@ -71,20 +80,26 @@ def install_command(
 ) -> None:
     """Patch a vLLM that is installed, in place: all of it or nothing.
 
-    Its files must be as upstream released them. It then is what the patched wheel installs.
+    Its files must be as upstream released them. It then is what the patched wheel installs. A build
+    with a local version keeps it: 0.8.5.post1+cu118.llama4.1.
     Without --python it is the vLLM of the environment that this runs in if there is one, else of
     $VIRTUAL_ENV, else of the first python3. Restart what has imported it.
 
     \b
     Example:
       vllm-overlay install --python /usr/bin/python3
+      vllm-overlay install --python /usr/bin/python3 --repair
       vllm-overlay install --python /usr/bin/python3 --revert
     """
     if revert and (other_build or full):
         raise click.UsageError("--other-build and --full do not go with --revert")
+    if is_repair and (revert or other_build):
+        raise click.UsageError("--repair goes with neither --revert nor --other-build")
     interpreter = probe.choose_python(python, os.environ)
     if revert:
         done = inplace.revert(workspace, interpreter, dry_run=dry_run)
+    elif is_repair:
+        done = repair(workspace, interpreter, full=full, dry_run=dry_run)
     else:
         done = inplace.install(
             workspace, interpreter, other_build=other_build, full=full, dry_run=dry_run
@@ -92,7 +107,7 @@ def install_command(
     if as_json:
         print_json(_as_json(done, dry_run))
     else:
-        _print(done, revert, dry_run)
+        _print(done, dry_run)
 
 
 def _as_json(done: InPlaceResult, dry_run: bool) -> dict[str, object]:
@@ -106,18 +121,19 @@ def _as_json(done: InPlaceResult, dry_run: bool) -> dict[str, object]:
         "files_checked": done.checked,
         "by_size_alone": done.by_size,
         "official_build": done.is_official_build,
+        "upstreams": done.origin.match if done.origin else None,
         "recovered": done.recovered,
     }
 
 
-def _print(done: InPlaceResult, revert: bool, dry_run: bool) -> None:
+def _print(done: InPlaceResult, dry_run: bool) -> None:
     if done.recovered:
         out.print("An earlier run was interrupted; it has been brought to its end.")
     if done.action == "nothing":
-        state = "upstream's" if revert else "patched"
+        state = "patched" if done.is_patched else "upstream's"
         out.print(f"vLLM {done.before} in {done.site} is {state} already.", markup=False)
         return
-    for path, kind in done.files.items() if dry_run else ():
+    for path, kind in done.files.items() if dry_run or done.action == "repaired" else ():
         out.print(f"{kind} {path}", markup=False)
     counts = {kind: list(done.files.values()).count(kind) for kind in "MAD"}
     told = f"{counted(counts['M'], 'file')} changed, {counts['A']} added, {counts['D']} removed"
@@ -129,4 +145,7 @@ def _print(done: InPlaceResult, revert: bool, dry_run: bool) -> None:
         markup=False,
     )
     if not done.is_official_build:
-        out.print("Its compiled files are not the official wheel's; they are left as they are.")
+        what = "Its compiled files"
+        if done.origin and done.origin.match == "source":
+            what = "Its compiled files and its vllm_flash_attn"
+        out.print(f"{what} are not the official wheel's; they are left as they are.")
