@@ -16,7 +16,7 @@ from made_upstream import Upstream, at
 from overlay.base.digest import sha256
 from overlay.releases.uv import find_uv
 
-from .tool import Place, Truth, go, main
+from .tool import Place, Truth, as_nobody, go
 
 CHECKOUT = Path(__file__).parents[2]
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
@@ -90,17 +90,9 @@ def test_another_user(patched: Upstream, expected: str) -> None:
         shutil.copytree(patched.served, folder / "served")
         for path in (folder, *folder.rglob("*")):
             os.chown(path, nobody.pw_uid, nobody.pw_gid)
-
-        def before() -> None:
-            # Python itself may lie where only root may look: first import all that is needed.
-            assert main(Place.below(at(folder), folder / "root's").build) == 0
-            os.setgroups([])
-            os.setgid(nobody.pw_gid)
-            os.setuid(nobody.pw_uid)
-            os.environ.update(HOME="/nonexistent", USER="nobody")
-
         place = Place.below(at(folder), folder / "mine")
-        ended = go(place.build, before=before)
+        warm = Place.below(at(folder), folder / "root's").build
+        ended = go(place.build, before=as_nobody(warm))
         assert ended.status == 0, ended.err
         (wheel,) = place.dist.iterdir()
         assert wheel.stat().st_uid == nobody.pw_uid

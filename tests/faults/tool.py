@@ -11,6 +11,7 @@ import ctypes
 import logging
 import mmap
 import os
+import pwd
 import shutil
 import signal
 import sys
@@ -191,6 +192,25 @@ def main(*commands: Sequence[str]) -> int:
 def go(*commands: Sequence[str], before: Callable[[], object] = lambda: None) -> Ended:
     """`start`, and wait."""
     return start(*commands, before=before).wait()
+
+
+def as_nobody(*warm: Sequence[str]) -> Callable[[], None]:
+    """For `start`, where this is root: the run is nobody's.
+
+    Python itself may lie where only root may look: the commands `warm` run first, on places of
+    root's own, for all that is needed to be imported.
+    """
+
+    def before() -> None:
+        nobody = pwd.getpwnam("nobody")
+        assert main(*warm) == 0
+        sys.stdout.flush()
+        os.setgroups([])
+        os.setgid(nobody.pw_gid)
+        os.setuid(nobody.pw_uid)
+        os.environ.update(HOME="/nonexistent", USER="nobody")
+
+    return before
 
 
 class Counter:

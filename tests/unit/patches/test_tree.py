@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -288,3 +289,38 @@ def test_commits_are_those_that_git_commit_tree_makes(upstream: Upstream) -> Non
         assert one.commit == store.commit(store.tree_of(one.commit), parent, mail, mail.message)
         parent = one.commit
     assert store.run("for-each-ref", "refs/overlay/scratch") == b""
+
+
+def test_a_store_that_cannot_be_written(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its objects are used, no sdist is read again, and what is made goes with the run."""
+    workspace = upstream.workspace()
+    release = workspace.versions.get("1.0")
+    base = workspace.base(release)
+    shared = set(upstream.cache.rglob("*"))
+    monkeypatch.setattr(tree, "is_writable", lambda *_: False)
+    again = upstream.workspace()
+    assert again.store.folder == workspace.store.folder
+    assert again.store.base(release, lambda: pytest.fail("the sdist is read")) == base
+    result = again.apply(release).require()
+    assert result.tree == release.tree
+    assert set(upstream.cache.rglob("*")) == shared
+    folder = again.store.git.git_dir.parent
+    assert folder.is_dir()
+    del again
+    gc.collect()
+    assert not folder.exists()
+
+
+def test_a_store_that_can_neither_be_written_nor_read(
+    upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sdist is imported anew."""
+    workspace = upstream.workspace()
+    release = workspace.versions.get("1.0")
+    base = workspace.base(release)
+    ref = upstream.cache / "git/refs/overlay/base" / release.sdist.sha256
+    ref.write_text("1" * 40 + "\n")
+    monkeypatch.setattr(tree, "is_writable", lambda *_: False)
+    assert upstream.workspace().base(release) == base

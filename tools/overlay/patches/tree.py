@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git, GitError
+from overlay.patches.borrowed import BASES, borrow, is_writable
 from overlay.patches.hunks import (
     HunkMatch,
     MatchKind,
@@ -153,6 +154,7 @@ class Store:
 
     folder: Path
     git: Git = field(repr=False)
+    """Of that folder, or of a temporary one where it can't be written."""
     known: dict[PatchPath, Patch] = field(default_factory=dict, repr=False, compare=False)
     """Patches that were parsed already, as they were last read: releases share most."""
     trees: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -162,16 +164,21 @@ class Store:
     def open(cls, cache: Path) -> Store:
         """The store in `cache`, made if there is none.
 
+        Of a cache that can't be written, the objects are borrowed (`borrowed`).
+
         Raises:
-            OverlayError: the folder can't be written.
+            OverlayError: it can't be made.
         """
         folder = cache / "git"
         store = cls(folder, Git(folder))
         try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache / "git.lock"):
-                if not (folder / "HEAD").is_file():
-                    _init_bare(folder)
+            if not is_writable(cache, folder):
+                return cls(folder, borrow(folder))
+            if not (folder / "HEAD").is_file():
+                cache.mkdir(parents=True, exist_ok=True)
+                with FileLock(cache / "git.lock"):
+                    if not (folder / "HEAD").is_file():  # another run may have made it meanwhile
+                        _init_bare(folder)
         except (OSError, GitError) as error:
             raise OverlayError(
                 f"cannot make {folder}",
@@ -239,9 +246,12 @@ class Store:
         Raises:
             OverlayError: a member leaves its root.
         """
-        ref = f"refs/overlay/base/{pinned.sha256}"
+        ref = f"{BASES}/{pinned.sha256}"
+        found = self._resolve(ref)
+        if found:
+            return found
         try:
-            with FileLock(self.folder.parent / f"git-{name}.lock"):
+            with FileLock(self.git.git_dir.parent / f"git-{name}.lock"):
                 return self._resolve(ref) or self._import(name, pinned, sdist(), ref)
         except OSError as error:
             raise self.fault(error) from error
@@ -266,7 +276,7 @@ class Store:
         stream = io.BytesIO()
         _write_fast_import(f"{name}: {pinned.file}\n", sdist, ref, stream)
         # Git's own lock of the ref outlives a git that is killed. We hold ours, so nobody has it.
-        (self.folder / f"{ref}.lock").unlink(missing_ok=True)
+        (self.git.git_dir / f"{ref}.lock").unlink(missing_ok=True)
         # --force: a ref whose commit is lost is made anew.
         self.run("fast-import", "--quiet", "--done", "--force", stdin=stream.getvalue())
         return self.run("rev-parse", "--verify", f"{ref}^{{commit}}").decode().strip()
