@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import tomlkit
 
 from made_upstream import Ran, Upstream
 from overlay.answers import grid, matrix, report
@@ -286,3 +287,12 @@ def test_missing_document(run: Callable[..., Ran], checkout: Path, tmp_path: Pat
     assert "docs/benchmarks.md: No such file" in ran.err
     with pytest.raises(OverlayError, match="Restore it from git"):
         document.read(checkout / "docs/benchmarks.md")
+
+
+@pytest.mark.parametrize("name", [name for _, name, _ in report.DOCUMENTS])
+def test_an_installed_tool_has_the_documents(name: str) -> None:
+    root = Path(__file__).parents[3]
+    pyproject = tomlkit.parse((root / "pyproject.toml").read_text("utf-8")).unwrap()
+    data = pyproject["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert (root / "docs" / name).is_file()
+    assert data.get(f"docs/{name}") == f"overlay/_data/docs/{name}"
