@@ -65,9 +65,17 @@ def test_the_last_run_of_a_test_stays(tmp_path: Path, run_of_xformers: evidence.
     file = evidence.write(tmp_path, kept)
     assert evidence.read(tmp_path, "1.0") == kept
     assert evidence.read(tmp_path, "1.1").runs == ()
-    file.write_text(file.read_text().replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(OverlayError, match="another schema"):
-        evidence.read(tmp_path, "1.0")
+    whole = file.read_text()
+    for text, why in {
+        whole.replace('"schema": 1', '"schema": 2'): "another schema",
+        whole.replace('"release"', '"realese"'): "release: Field required",
+        "[1]": "can't be read",
+        "[" * 100_000: "can't be read",
+        "\x00": "can't be read",
+    }.items():
+        file.write_text(text)
+        with pytest.raises(OverlayError, match=why):
+            evidence.read(tmp_path, "1.0")
 
 
 def test_kept_by_the_command(run: Run, upstream: Upstream, tmp_path: Path) -> None:

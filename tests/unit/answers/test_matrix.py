@@ -142,6 +142,51 @@ def test_message_is_filled() -> None:
     assert "{" not in told + beside
 
 
+DUMP = (
+    "1 validation error for ModelConfig Value error, VLLM_ATTENTION_BACKEND is set to FLASHINFER, "
+    "but flashinfer module was not found. See https://example.org for how to install it. "
+    "[type=value_error, input_value=ArgsKwargs((), {'model': ...gits_processors': None}), "
+    "input_type=ArgsKwargs] For further information visit "
+    "https://errors.pydantic.dev/2.14/v/value_error"
+)
+TWO = (
+    "2 validation errors for VllmConfig cache.dtype Input should be 'auto' [type=literal_error, "
+    "input_value='x', input_type=str] For further information visit https://errors.pydantic.dev/2 "
+    "seed Input should be an integer [type=int_type, input_value='x', input_type=str]"
+)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "shown"),
+    [
+        (
+            DUMP,
+            "VLLM_ATTENTION_BACKEND is set to FLASHINFER, but flashinfer module was not found. See "
+            "https://example.org for how to install it.",
+        ),
+        (f"ValidationError: {TWO}", "ValidationError: cache.dtype Input should be 'auto'"),
+        ("wrong attention [type=x]", "wrong attention [type=x]"),
+    ],
+)
+def test_dumps_are_shown_by_their_first_error(recorded: str, shown: str) -> None:
+    outcome = Outcome(verdict="explained", message=recorded)
+    assert outcome.message_for(REFUSED, 30000) == shown
+    assert outcome.message_beside("FLASHINFER") == shown
+    right = made([0] * 6)
+    crash = Outcome(verdict="crash", message=recorded)
+    patched = right.model_copy(update={"outcomes": (crash,) * len(right.outcomes)})
+    (problem, *_) = compare(right, patched)
+    assert problem.startswith(f"1.0: crash: {shown} (")
+
+
+def test_what_is_kept_of_all_releases_is_shown_without_dumps() -> None:
+    root = Path(__file__).parents[3]
+    files = sorted((root / matrix.FOLDER).glob("*.stock.json"))
+    kept = [outcome for file in files for outcome in matrix.read(file).outcomes]
+    assert any("input_value=" in one.message for one in kept)
+    assert not any("input_value=" in one.message_beside("x") for one in kept)
+
+
 def test_remedies() -> None:
     found = list(matrix.remedies(REFUSED, Outcome(verdict="explained", message=REFUSAL)))
     assert [(words, engine) for words, engine, _ in found] == [

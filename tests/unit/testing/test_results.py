@@ -52,6 +52,9 @@ def test_a_damaged_record_is_named(bare_upstream: Upstream, tmp_path: Path) -> N
     with pytest.raises(OverlayError, match=r"verdict\.json can't be read") as caught:
         results.load(tmp_path, "1.0")
     assert "run that suite again" in str(caught.value)
+    file.write_text("{}", "utf-8")
+    with pytest.raises(OverlayError, match=r": \w+: Field required\."):
+        results.load(tmp_path, "1.0")
 
 
 def test_the_gpu_suite_is_run_by_regress() -> None:

@@ -12,11 +12,12 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from overlay.answers import gpus
 from overlay.answers.matrix import FOLDER, Cell, Outcome, Variant, write_text
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.models import first_problem
 from overlay.releases.versions import Release
 from overlay.testing import junit
 
@@ -145,9 +146,9 @@ def read(root: Path, release: str) -> Evidence:
         if kept.pop("schema") != SCHEMA:
             raise ValueError("it has another schema")
         return Evidence.model_validate(kept)
-    except (ValueError, KeyError, AttributeError, ValidationError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         raise OverlayError(
-            f"{path} can't be read", str(error).split("\n")[0],
+            f"{path} can't be read", first_problem(error),
             f"Put it back: git checkout {path}", Exit.USAGE,
         ) from error  # fmt: skip
 

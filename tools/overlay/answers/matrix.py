@@ -27,6 +27,7 @@ from pydantic import (
 )
 
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.models import first_problem
 
 SCHEMA = 1
 #: Value of a variable that nobody has set.
@@ -44,6 +45,11 @@ Verdict = Literal[
 FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
 #: Stand in a message for what the cell is.
 SETTINGS, LENGTH, BACKEND = "{settings}", "--max-model-len {max_model_len}", "{backend}"
+#: pydantic's dump of what it refuses, in a line: how many errors and of which model, each with its
+#: type and input behind it, and a page to read.
+_DUMP = re.compile(
+    r"\b\d+ validation errors? for \S+ (?:Value error, )?(?P<error>.*?) \[type=.*input_type=.*$"
+)
 #: A cell's row and place in the row, in the order of the file.
 Runs = Annotated[str, StringConstraints(pattern=r"^(\d+\*)?\d+( (\d+\*)?\d+)*$")]
 
@@ -65,9 +71,14 @@ class Outcome(_Model):
     stage: str = ""
     """Of a failure: config, worker, layers or kernel."""
     message: str = ""
-    """What the user reads, or what is wrong."""
+    """What the user reads, or what is wrong; as recorded, which may be a dump of pydantic's."""
     basis: str = ""
     """Of right and wrong: `measured`, or what it is known from."""
+
+    @property
+    def shown(self) -> str:
+        """The message, in place of a dump of pydantic's the first error in it."""
+        return _DUMP.sub(lambda found: found["error"], self.message)
 
     def message_for(self, cell: Cell, max_model_len: int) -> str:
         """The message as somebody with the settings of `cell` reads it."""
@@ -78,7 +89,7 @@ class Outcome(_Model):
         return self._filled("these settings", "this max_model_len", backend)
 
     def _filled(self, settings: str, length: str, backend: str) -> str:
-        message = self.message.replace(SETTINGS, settings).replace(LENGTH, length)
+        message = self.shown.replace(SETTINGS, settings).replace(LENGTH, length)
         return message.replace(BACKEND, backend)
 
 
@@ -261,7 +272,7 @@ def read(path: Path) -> Matrix:
     """
     try:
         raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OverlayError(
             f"cannot read {path}", str(error), "Make it: vllm-overlay matrix RELEASE --stock",
             Exit.USAGE,
@@ -273,10 +284,8 @@ def _validated(raw: object, where: str) -> Matrix:
     try:
         return Matrix.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "top level"
         raise OverlayError(
-            f"{where} is no matrix", f"{place}: {first['msg']}",
+            f"{where} is no matrix", first_problem(error),
             "Make it again: vllm-overlay matrix RELEASE --stock", Exit.USAGE,
         ) from error  # fmt: skip
 
@@ -396,7 +405,7 @@ def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
     for cell, new in patched.llama4.items():
         old = stock.llama4[cell]
         if new.verdict in FAULTS:
-            problems.setdefault(f"{new.verdict}: {new.message}", []).append(cell)
+            problems.setdefault(f"{new.verdict}: {new.shown}", []).append(cell)
         elif old.verdict == "right" != new.verdict:
             problems.setdefault(f"right on stock, {_told(new)} here", []).append(cell)
         for words, engine, remedied in remedies(cell, new):
@@ -415,6 +424,6 @@ def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
 
 
 def _told(outcome: Outcome) -> str:
-    parts = (outcome.engine, outcome.backend, outcome.message)
+    parts = (outcome.engine, outcome.backend, outcome.shown)
     detail = " ".join(part for part in parts if part)
     return f"{outcome.verdict} ({detail})" if detail else outcome.verdict

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from overlay.base import atomic
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.models import first_problem
 from overlay.base.project import Project
 from overlay.releases.versions import Release
 
@@ -87,7 +88,7 @@ def find(project: Project) -> State | None:
     except (OSError, ValidationError) as error:
         raise OverlayError(
             f"cannot read {found[0]}",
-            str(error).split("\n")[0],
+            first_problem(error),
             "Restore it, or delete it to give the port up: nothing of it is in patches/ yet",
             Exit.PROBLEMS,
         ) from error

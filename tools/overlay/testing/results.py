@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.models import first_problem
 from overlay.releases.versions import Release
 
 FILE = "verdict.json"
@@ -104,7 +105,7 @@ def _read(file: Path) -> Record:
         return Record.model_validate_json(file.read_text("utf-8"))
     except (ValidationError, UnicodeDecodeError, OSError) as error:
         raise OverlayError(
-            f"{file} can't be read", str(error).split("\n")[0],
+            f"{file} can't be read", first_problem(error),
             "Delete it, and run that suite again", Exit.USAGE,
         ) from error  # fmt: skip
 
