@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from overlay.answers import gpus
 from overlay.answers.matrix import FOLDER, Cell, Outcome, Variant, write_text
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.models import first_problem
 from overlay.releases.versions import Release
@@ -142,7 +143,7 @@ def read(root: Path, release: str) -> Evidence:
     if not path.is_file():
         return Evidence(release=release)
     try:
-        kept = json.loads(path.read_text("utf-8"))
+        kept = json.loads(plain_file.read(path))
         if kept.pop("schema") != SCHEMA:
             raise ValueError("it has another schema")
         return Evidence.model_validate(kept)

@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.models import first_problem
 
@@ -271,7 +272,7 @@ def read(path: Path) -> Matrix:
         OverlayError: there is none, or it is damaged.
     """
     try:
-        raw = json.loads(path.read_text("utf-8"))
+        raw = json.loads(plain_file.read(path))
     except (OSError, ValueError, RecursionError) as error:
         raise OverlayError(
             f"cannot read {path}", str(error), "Make it: vllm-overlay matrix RELEASE --stock",

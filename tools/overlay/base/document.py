@@ -9,6 +9,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 from markupsafe import Markup
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 
 #: Raw HTML is text here, so that nothing in a document can load or run anything.
@@ -56,7 +57,7 @@ def read(path: Path) -> Markup:
         OverlayError: it can't be read.
     """
     try:
-        return render(path.read_text("utf-8"))
+        return render(plain_file.read_text(path))
     except (OSError, UnicodeDecodeError) as error:
         raise OverlayError(
             f"cannot read {path}", getattr(error, "strerror", None) or str(error),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git, GitError
 from overlay.patches.hunks import FileDiff, parse_diff
@@ -102,7 +103,7 @@ def read_patch(
     """
     file = path.under(patches)
     try:
-        data = file.read_bytes()
+        data = plain_file.read(file)
     except OSError as error:
         raise OverlayError(
             f"cannot read the patch {path}",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 
 _TOPIC = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -124,7 +125,7 @@ def read_series(patches: Path, series: str) -> tuple[PatchPath, ...]:
     """
     file = patches / series
     try:
-        text = file.read_text("utf-8")
+        text = plain_file.read_text(file)
     except (OSError, UnicodeDecodeError) as error:
         raise SeriesError(
             f"cannot read the series {file}",

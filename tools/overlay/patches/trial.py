@@ -3,23 +3,45 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from overlay.base import plain_file
+from overlay.base.errors import Exit, OverlayError
+from overlay.base.project import Project
 from overlay.patches.series import PatchPath, read_series, rewrite_series
 from overlay.patches.tree import Result, apply_series
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 
 
+def copy_patches(project: Project, folder: Path) -> None:
+    """Copy patches/ to `folder`.
+
+    Raises:
+        OverlayError: there is something in it that is no plain file, or no room for it.
+    """
+    try:
+        plain_file.copy_tree(project.patches, folder)
+    except OSError as error:
+        raise OverlayError(
+            f"cannot copy {project.patches}", f"{error.filename}: {error.strerror}",
+            "Restore that file from git, or set TMPDIR to a folder with room", Exit.ENVIRONMENT,
+        ) from error  # fmt: skip
+
+
 class Trial:
     """A copy of patches/ in `folder`, in the form that the applier reads."""
 
     def __init__(self, workspace: Workspace, folder: Path) -> None:
+        """Copy it.
+
+        Raises:
+            OverlayError: there is something in it that is no plain file, or no room for it.
+        """
         self.workspace = workspace
         self.folder = folder / "patches"
-        shutil.copytree(workspace.project.patches, self.folder)
+        copy_patches(workspace.project, self.folder)
         self.before = self._files()
 
     def _files(self) -> dict[str, bytes]:

@@ -10,7 +10,6 @@ its own. A conflict, and a topic that upstream has or fixed, wait for the mainta
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from overlay.patches.patch import Patch, content_of, export_patch, parse_mail, w
 from overlay.patches.series import PatchPath
 from overlay.patches.threeway import tree_with
 from overlay.patches.tree import UNKNOWN_TREE, Applied, Result
+from overlay.patches.trial import copy_patches
 from overlay.patches.validate import validate
 from overlay.patches.workspace import Workspace
 from overlay.porting import port_state, upstreamed
@@ -341,7 +341,7 @@ def _require_valid(workspace: Workspace, release: Release, made: Mapping[str, by
     """Nothing, if the checkout with `made` in it has a sound `release`."""
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         root = Path(folder)
-        shutil.copytree(workspace.project.patches, root / "patches")
+        copy_patches(workspace.project, root / "patches")
         for name, data in made.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(data)

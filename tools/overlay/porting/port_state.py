@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from overlay.base import atomic
+from overlay.base import atomic, plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.models import first_problem
 from overlay.base.project import Project
@@ -84,7 +84,7 @@ def find(project: Project) -> State | None:
     if not found:
         return None
     try:
-        return State.model_validate_json(found[0].read_bytes())
+        return State.model_validate_json(plain_file.read(found[0]))
     except (OSError, ValidationError) as error:
         raise OverlayError(
             f"cannot read {found[0]}",

@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.paths import is_safe_path
 
@@ -350,7 +351,7 @@ def load(path: Path) -> Versions:
         OverlayError: it can't be read, is no TOML, or has a missing, unknown or wrong key.
     """
     try:
-        text = path.read_text("utf-8")
+        text = plain_file.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise OverlayError(
             f"cannot read {path}", str(error), "Restore it from git", Exit.USAGE

@@ -7,6 +7,7 @@ from datetime import date, datetime
 from pathlib import Path
 from xml.etree import ElementTree
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 
 #: Properties of a test that say what is expected of it; any other is a measure, or says what ran.
@@ -47,10 +48,10 @@ def read(file: Path) -> list[Case]:
         OverlayError: it is no junit XML.
     """
     try:
-        return parse(file.read_text("utf-8"))
-    except (ElementTree.ParseError, UnicodeDecodeError) as error:
+        return parse(plain_file.read_text(file))
+    except (ElementTree.ParseError, OSError, UnicodeDecodeError) as error:
         raise OverlayError(
-            f"{file} can't be read", f"it is no XML: {error}",
+            f"{file} can't be read", getattr(error, "strerror", None) or f"it is no XML: {error}",
             "Pass the file that pytest --junitxml=FILE wrote", Exit.USAGE,
         ) from error  # fmt: skip
 
@@ -61,7 +62,7 @@ def day_of(file: Path) -> date:
     Raises:
         OverlayError: it does not say.
     """
-    suite = ElementTree.fromstring(file.read_text("utf-8")).find("testsuite")
+    suite = ElementTree.fromstring(plain_file.read_text(file)).find("testsuite")
     stamp = suite.get("timestamp", "") if suite is not None else ""
     try:
         return datetime.fromisoformat(stamp).date()

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.models import first_problem
 from overlay.releases.versions import Release
@@ -102,8 +103,8 @@ def load(work: Path, release: str) -> Mapping[str, Record]:
 
 def _read(file: Path) -> Record:
     try:
-        return Record.model_validate_json(file.read_text("utf-8"))
-    except (ValidationError, UnicodeDecodeError, OSError) as error:
+        return Record.model_validate_json(plain_file.read(file))
+    except (ValidationError, OSError) as error:
         raise OverlayError(
             f"{file} can't be read", first_problem(error),
             "Delete it, and run that suite again", Exit.USAGE,

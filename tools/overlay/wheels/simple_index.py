@@ -24,7 +24,7 @@ from urllib.parse import quote
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import Version
 
-from overlay.base import atomic
+from overlay.base import atomic, plain_file
 from overlay.base.console import log_for
 from overlay.base.digest import sha256
 from overlay.base.errors import Exit, OverlayError
@@ -197,7 +197,7 @@ def _earlier(folder: Path, project: str) -> list[Entry]:
     if not page.exists() and _is_unfinished(folder, project):
         return []
     try:
-        raw = json.loads(page.read_text("utf-8"))
+        raw = json.loads(plain_file.read(page))
         if raw["meta"]["_generator"] != _GENERATOR:
             raise ValueError(f"{page} was made by something else")
         entries = [
