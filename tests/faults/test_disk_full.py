@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +85,79 @@ def test_small_disks(patched: Upstream, undisturbed: Truth, tmp_path: Path, name
             require_same(place, undisturbed)
         cases += 1
     assert cases == len(DISKS[name])
+
+
+#: What reads alone, or writes elsewhere, and needs room for temporary files all the same.
+READERS: tuple[tuple[str, ...], ...] = (
+    ("verify", "WHEEL"),
+    ("verify", "--official", "WHEEL"),
+    ("validate", "--all"),
+    ("status",),
+    ("series", "1.1"),
+    ("show", "attention-signatures"),
+    ("build", "1.1", "--out", "OUT"),
+    ("selfcheck", "1.1"),
+    ("refresh", "--all", "--check"),
+    ("normalize", "attention-signatures/1.0.patch"),
+)
+
+
+def readers(place: Place, wheel: Path) -> Iterator[tuple[str, ...]]:
+    for words in READERS:
+        named = {"WHEEL": str(wheel), "OUT": str(place.dist)}
+        yield place.command(*(named.get(word, word) for word in words))
+
+
+@pytest.fixture
+def built(patched: Upstream, tmp_path: Path) -> tuple[Place, Path]:
+    """A wheel, and a cache with all that is needed."""
+    place = Place.below(patched, tmp_path)
+    assert go(place.build, place.command("validate", "--all")).status == 0
+    (wheel,) = place.dist.iterdir()
+    return place, wheel
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_temporary_files_that_may_not_grow(built: tuple[Place, Path], size: int) -> None:
+    """Git, too, may write no more: what it leaves half-done is not taken for the patch's fault."""
+    for command in readers(*built):
+        ended = go(command, before=limited(size))
+        assert ended.status in (0, 6), (command, ended)
+        assert ended.is_message is bool(ended.status), (command, ended)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a disk")
+@pytest.mark.parametrize("left", [0, 4096, 20480])
+def test_no_room_for_temporary_files(built: tuple[Place, Path], tmp_path: Path, left: int) -> None:
+    full = tmp_path / "full"
+    with disk(full, "size=1m"):
+        filler = full / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+            while stream.write(bytes(4096)):
+                pass
+        os.truncate(filler, filler.stat().st_size - left)
+
+        def before() -> None:
+            os.environ["TMPDIR"] = tempfile.tempdir = str(full)
+
+        for command in readers(*built):
+            ended = go(command, before=before)
+            assert ended.status in (0, 6), (command, ended)
+            assert ended.is_message is bool(ended.status), (command, ended)
+
+
+def test_no_folder_for_temporary_files(
+    built: tuple[Place, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile._candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+
+    def before() -> None:
+        tempfile.tempdir = None
+
+    for command in readers(*built):
+        ended = go(command, before=before)
+        assert (ended.status, ended.is_message) == (6, True), (command, ended)
+        assert "TMPDIR" in ended.err
 
 
 @pytest.mark.parametrize("words", [("fetch", "1.0"), ("validate", "--all"), ("--help",)])

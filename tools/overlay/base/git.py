@@ -36,8 +36,8 @@ _ISOLATION = {
 }
 
 
-#: What git prints of a machine that refuses: strerror's words, under LC_ALL=C.
-_MACHINE = tuple(os.strerror(number) for number in MACHINE_ERRORS)
+#: What git prints of a machine that refuses: strerror's words, under LC_ALL=C, or its own.
+_MACHINE = (*(os.strerror(number) for number in MACHINE_ERRORS), "Out of diskspace")
 
 
 class GitError(Exception):

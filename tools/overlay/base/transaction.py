@@ -25,10 +25,10 @@ def locked(root: Path) -> Iterator[None]:
     Raises:
         OverlayError: another one is at it, or the checkout can't be written.
     """
+    lock = FileLock(root / JOURNAL.with_suffix(".lock"), timeout=0)
     try:
         (root / JOURNAL).parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / JOURNAL.with_suffix(".lock"), timeout=0):
-            yield
+        lock.acquire()
     except Timeout as error:
         raise OverlayError(
             f"another command is writing to {root}", "it holds work/refresh.lock",
@@ -36,6 +36,10 @@ def locked(root: Path) -> Iterator[None]:
         ) from error  # fmt: skip
     except OSError as error:
         raise _unwritable(root, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write(root: Path, files: Mapping[str, bytes | None], label: str = "refresh") -> None:

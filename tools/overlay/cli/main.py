@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import logging
 import os
@@ -167,12 +168,16 @@ def main() -> NoReturn:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
+        # With no folder for temporary files, tempfile raises ENOENT of no file.
+        is_machine = error.errno in MACHINE_ERRORS or _is_nameless(error)
+        if not is_machine:
             _internal_error(error, verbose)
         logging.getLogger("overlay").debug("traceback", exc_info=error)
         place = f"{error.filename}: " if error.filename else ""
+        where = "" if error.filename else " (TMPDIR names the folder for temporary files)"
         err.print(
-            f"error: {place}{error.strerror}. Make room or make it writable, and run it again.",
+            f"error: {place}{error.strerror}. Make room or make it writable{where}, and run it "
+            "again.",
             style="bold red",
             markup=False,
         )
@@ -180,6 +185,10 @@ def main() -> NoReturn:
         sys.exit(Exit.ENVIRONMENT)
     except Exception as error:  # a fault of ours: the traceback is for the bug report
         _internal_error(error, verbose)
+
+
+def _is_nameless(error: OSError) -> bool:
+    return error.errno == errno.ENOENT and error.filename is None
 
 
 def _internal_error(error: Exception, verbose: bool) -> NoReturn:

@@ -124,9 +124,14 @@ def parse_mail(git: Git, data: bytes, where: str) -> Mail:
 
     Raises:
         OverlayError: not UTF-8, or no author, subject or date in it.
+        OSError: there is no room for temporary files.
+        GitError: likewise.
     """
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         message, diff = Path(folder, "message"), Path(folder, "diff")
+        # On a full disk mailinfo writes what fits, and exits 0: a lack of room is told here.
+        message.write_bytes(data)
+        diff.write_bytes(data)
         try:
             out = git.run(
                 "mailinfo", "-b", "--encoding=UTF-8", "--no-scissors", str(message), str(diff),
@@ -136,6 +141,8 @@ def parse_mail(git: Git, data: bytes, where: str) -> Mail:
             fields = [info.get(key, "") for key in ("Author", "Email", "Date", "Subject")]
             body, text = message.read_bytes().decode(), diff.read_bytes().decode()
         except GitError as error:
+            if error.is_machine:
+                raise
             raise _no_mail(where, error.stderr.strip()) from error
         except UnicodeDecodeError as error:
             raise _no_mail(where, f"it is not UTF-8 ({error.reason})") from error
