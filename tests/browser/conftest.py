@@ -61,7 +61,7 @@ def browser() -> Iterator[webdriver.Chrome]:
 @pytest.fixture(scope="session")
 def file(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write(path, report.render(workspace))
+    path.write_text(report.render(workspace), "utf-8")
     return path
 
 

@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from overlay.base import plain_file
-from overlay.base.errors import Exit, OverlayError
+from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.models import first_problem
 
 SCHEMA = 1
@@ -275,7 +275,7 @@ def read(path: Path) -> Matrix:
         raw = json.loads(plain_file.read(path))
     except (OSError, ValueError, RecursionError) as error:
         raise OverlayError(
-            f"cannot read {path}", str(error), "Make it: vllm-overlay matrix RELEASE --stock",
+            f"cannot read {path}", said(error), "Make it: vllm-overlay matrix RELEASE --stock",
             Exit.USAGE,
         ) from error  # fmt: skip
     return _validated(raw, str(path))

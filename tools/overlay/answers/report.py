@@ -20,7 +20,7 @@ from markupsafe import Markup
 
 from overlay.answers import grid, matrix
 from overlay.answers.grid import Grid
-from overlay.base import atomic, document
+from overlay.base import document
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.patch import Patch, read_patch
 from overlay.patches.series import PatchPath, topic_order
@@ -99,22 +99,6 @@ def render(workspace: Workspace) -> str:
             for anchor, name, title in DOCUMENTS
         ],
     )
-
-
-def write(path: Path, text: str) -> None:
-    """Write the page, and the folder it goes to.
-
-    Raises:
-        OverlayError: it can't be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.put(path, text.encode())
-    except OSError as error:
-        raise OverlayError(
-            f"cannot write {path}", error.strerror or str(error),
-            "Make its folder writable, or pass --output", Exit.ENVIRONMENT,
-        ) from error  # fmt: skip
 
 
 def _matrices(

@@ -53,6 +53,17 @@ class OverlayError(Exception):
         return f"{self.what}: {self.why}. {self.fix}."
 
 
+def said(error: Exception) -> str:
+    """What an error says; of the system's, the file and why, without the number.
+
+    >>> said(FileNotFoundError(2, "No such file or directory", "a.toml"))
+    'a.toml: No such file or directory'
+    """
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
 def some(paths: Sequence[str]) -> str:
     """The first paths, and how many more there are.
 

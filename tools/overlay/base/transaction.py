@@ -7,39 +7,41 @@ before it looks at anything.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from overlay.base.errors import Exit, OverlayError
+from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.journal import ChangedMeanwhileError, Journal
+from overlay.base.locking import file_lock
 
 JOURNAL = Path("work", "refresh")
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
+def locked(root: Path, *, to_write: bool = True) -> Iterator[None]:
     """No other command writes to the checkout at `root` meanwhile.
+
+    Without `to_write` a checkout that can't be written is left unlocked.
 
     Raises:
         OverlayError: another one is at it, or the checkout can't be written.
     """
-    lock = FileLock(root / JOURNAL.with_suffix(".lock"), timeout=0)
+    held = ExitStack()
     try:
         (root / JOURNAL).parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        held.enter_context(file_lock(root / JOURNAL.with_suffix(".lock"), timeout=0))
     except Timeout as error:
         raise OverlayError(
             f"another command is writing to {root}", "it holds work/refresh.lock",
             "Wait until it has ended", Exit.ENVIRONMENT,
         ) from error  # fmt: skip
     except OSError as error:
-        raise _unwritable(root, error) from error
-    try:
+        if to_write:
+            raise _unwritable(root, error) from error
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def write(root: Path, files: Mapping[str, bytes | None], label: str = "refresh") -> None:
@@ -103,6 +105,6 @@ def _explained(root: Path) -> Iterator[None]:
 
 def _unwritable(root: Path, error: OSError) -> OverlayError:
     return OverlayError(
-        f"cannot write to {root}", str(error),
+        f"cannot write to {root}", said(error),
         "Make the checkout writable, and run it again", Exit.ENVIRONMENT,
     )  # fmt: skip

@@ -9,9 +9,9 @@ from typing import get_args
 
 import click
 
-from overlay.base import atomic
 from overlay.base.console import counted, err, log_for, out, print_json
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.output import write
 from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
 from overlay.patches.tree import check_out
 from overlay.patches.workspace import Workspace
@@ -263,8 +263,8 @@ def selfcheck_command(
         found[first.path.name] = first.sha256
         wrong += len(problems)
     if sums:
-        sums.parent.mkdir(parents=True, exist_ok=True)
-        atomic.put(sums, "".join(f"{hash_}  {name}\n" for name, hash_ in found.items()).encode())
+        lines = "".join(f"{hash_}  {name}\n" for name, hash_ in found.items())
+        write(sums, lines.encode(), "--sums")
     if wrong:
         sys.exit(Exit.PROBLEMS)
 

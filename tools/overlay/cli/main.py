@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import importlib
+import io
 import logging
 import os
 import sys
@@ -139,6 +141,7 @@ def main() -> NoReturn:
     """Run the command; a user's mistake gets one line and an exit status, no traceback."""
     verbose = bool({"-v", "--verbose"} & set(sys.argv[1:]))
     _open_closed_streams()
+    _let_streams_take_any_text()
     try:
         try:
             status = cli.main(standalone_mode=False)
@@ -168,27 +171,47 @@ def main() -> NoReturn:
         _drop_output()
         sys.exit(141)
     except OSError as error:
-        # With no folder for temporary files, tempfile raises ENOENT of no file.
-        is_machine = error.errno in MACHINE_ERRORS or _is_nameless(error)
-        if not is_machine:
+        fix = _remedy(error)
+        if not fix:
             _internal_error(error, verbose)
         logging.getLogger("overlay").debug("traceback", exc_info=error)
         place = f"{error.filename}: " if error.filename else ""
-        where = "" if error.filename else " (TMPDIR names the folder for temporary files)"
-        err.print(
-            f"error: {place}{error.strerror}. Make room or make it writable{where}, and run it "
-            "again.",
-            style="bold red",
-            markup=False,
-        )
+        err.print(f"error: {place}{error.strerror}. {fix}.", style="bold red", markup=False)
         _drop_output()
         sys.exit(Exit.ENVIRONMENT)
     except Exception as error:  # a fault of ours: the traceback is for the bug report
         _internal_error(error, verbose)
 
 
-def _is_nameless(error: OSError) -> bool:
-    return error.errno == errno.ENOENT and error.filename is None
+#: What the operating system says of a path that was named, or that something else lies at.
+_IN_THE_WAY = frozenset(
+    (
+        errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY, errno.ENAMETOOLONG,
+        errno.ELOOP, errno.ENXIO,
+    )
+)  # fmt: skip
+
+
+def _remedy(error: OSError) -> str:
+    """What a person can do about it; empty if it is a fault of ours."""
+    if error.errno in _IN_THE_WAY:
+        return "Name another path, or move what lies there"
+    is_nameless = error.filename is None
+    if is_nameless and error.errno == errno.ENOENT and _is_nowhere():
+        return "The working folder is gone: change to another one"
+    # With no folder for temporary files, tempfile raises ENOENT of no file.
+    if error.errno in MACHINE_ERRORS or (is_nameless and error.errno == errno.ENOENT):
+        where = " (TMPDIR names the folder for temporary files)" if is_nameless else ""
+        return f"Make room or make it writable{where}, and run it again"
+    return ""
+
+
+def _is_nowhere() -> bool:
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 def _internal_error(error: Exception, verbose: bool) -> NoReturn:
@@ -210,6 +233,21 @@ def _open_closed_streams() -> None:
         if getattr(sys, name) is None:
             nowhere = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # to the end
             setattr(sys, name, nowhere)
+
+
+def _let_streams_take_any_text() -> None:
+    """Print what an encoding has no sign for as an escape, and a path that is no UTF-8 as it is."""
+    codecs.register_error("overlay", _escaped)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="overlay")
+
+
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    for name in ("surrogateescape", "backslashreplace"):
+        with contextlib.suppress(UnicodeError):
+            return codecs.lookup_error(name)(error)
+    raise error
 
 
 def _drop_output() -> None:

@@ -118,7 +118,7 @@ def refresh_command(
     for topic in options.drops | {topic for topic, _ in options.forks if topic}:
         workspace.require_topic(topic)
     chosen = workspace.versions.select(releases, patched=True)
-    with transaction.locked(workspace.project.root):
+    with transaction.locked(workspace.project.root, to_write=not check):
         if check and transaction.unfinished(workspace.project.root):
             raise _unfinished(workspace.project.root)
         label = transaction.unfinished(workspace.project.root)
@@ -261,7 +261,7 @@ def normalize_command(
         paths = normalize.find(workspace, files)
     names = {path.first_tag for path in paths}
     root = workspace.project.root
-    with transaction.locked(root):
+    with transaction.locked(root, to_write=not check):
         if transaction.unfinished(root):
             raise _unfinished(root)
         with workspace.progress.steps("normalizing", len(names)) as done:
@@ -446,7 +446,7 @@ def show_command(workspace: Workspace, topic: str, release: str | None, as_json:
                 Exit.USAGE,
             )
         if not as_json:
-            sys.stdout.write(files[0].patch.data.decode())
+            sys.stdout.buffer.write(files[0].patch.data)  # whatever the encoding of the rest
             return
     if as_json:
         print_json([status.file_json(file) for file in files])

@@ -8,6 +8,7 @@ import click
 
 from overlay.answers import report
 from overlay.base.console import out, print_json
+from overlay.base.output import write
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.patches.workspace import Workspace
 
@@ -32,7 +33,7 @@ def report_command(workspace: Workspace, output: Path, as_json: bool) -> None:
     Example:
       vllm-overlay report --output /tmp/report.html
     """
-    report.write(output, report.render(workspace))
+    write(output, report.render(workspace).encode(), "--output")
     size = output.stat().st_size
     if as_json:
         print_json({"file": str(output), "size": size})

@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import IO, TypeAlias
 from uuid import uuid4
 
-from filelock import FileLock
-
-from overlay.base.errors import Exit, OverlayError
+from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.git import Git, GitError
+from overlay.base.locking import file_lock
 from overlay.patches.borrowed import BASES, borrow, is_writable
 from overlay.patches.hunks import (
     HunkMatch,
@@ -176,13 +175,13 @@ class Store:
                 return cls(folder, borrow(folder))
             if not (folder / "HEAD").is_file():
                 cache.mkdir(parents=True, exist_ok=True)
-                with FileLock(cache / "git.lock"):
+                with file_lock(cache / "git.lock"):
                     if not (folder / "HEAD").is_file():  # another run may have made it meanwhile
                         _init_bare(folder)
         except (OSError, GitError) as error:
             raise OverlayError(
                 f"cannot make {folder}",
-                str(error),
+                said(error),
                 "Delete it if it is there, make its folder writable with room on the disk, or "
                 "name another cache with VLLM_OVERLAY_CACHE",
                 Exit.ENVIRONMENT,
@@ -217,7 +216,7 @@ class Store:
         """The error for a store that git cannot use."""
         return OverlayError(
             f"git cannot use {self.folder}",
-            getattr(error, "said", "") or str(error),
+            getattr(error, "said", "") or said(error),
             "If the disk is full, make room; else delete that folder: it is made anew from the "
             "sdists",
             Exit.ENVIRONMENT,
@@ -251,7 +250,7 @@ class Store:
         if found:
             return found
         try:
-            with FileLock(self.git.git_dir.parent / f"git-{name}.lock"):
+            with file_lock(self.git.git_dir.parent / f"git-{name}.lock"):
                 return self._resolve(ref) or self._import(name, pinned, sdist(), ref)
         except OSError as error:
             raise self.fault(error) from error
@@ -686,7 +685,7 @@ def _populate(store: Store, result: Result, folder: Path, tag: str) -> Git:
 def _unwritable(folder: Path, error: Exception) -> OverlayError:
     return OverlayError(
         f"cannot write {folder}",
-        str(error),
+        said(error),
         "Name a folder that can be written, on a disk with 200 MB free",
         Exit.ENVIRONMENT,
     )

@@ -13,11 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock
-
 from overlay.base.console import Progress
 from overlay.base.digest import sha256
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.locking import file_lock
 from overlay.releases.versions import PinnedFile, Release
 
 if TYPE_CHECKING:
@@ -134,7 +133,7 @@ class Fetcher:
     def _lock(self, path: Path) -> Iterator[None]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(path.with_name(path.name + ".lock")):
+            with file_lock(path.with_name(path.name + ".lock")):
                 yield
         except OSError as error:
             raise OverlayError(

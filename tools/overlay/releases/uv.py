@@ -10,10 +10,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
 from packaging.specifiers import SpecifierSet
 
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.locking import file_lock
 from overlay.releases.versions import Release
 
 #: uv caches kept, one a torch version.
@@ -65,7 +65,7 @@ class UvCache:
         folder = root / f"torch-{release.torch}"
         folder.mkdir(parents=True, exist_ok=True)
         cls(folder).touch()
-        with FileLock(cache / "uv.lock"):  # two runs must not prune at once
+        with file_lock(cache / "uv.lock"):  # two runs must not prune at once
             by_age = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in by_age[KEEP:]:
                 if time.time() - old.stat().st_mtime > IDLE:

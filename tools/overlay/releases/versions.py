@@ -29,7 +29,7 @@ from pydantic import (
 )
 
 from overlay.base import plain_file
-from overlay.base.errors import Exit, OverlayError
+from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.paths import is_safe_path
 
 if sys.version_info >= (3, 11):
@@ -354,7 +354,7 @@ def load(path: Path) -> Versions:
         text = plain_file.read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise OverlayError(
-            f"cannot read {path}", str(error), "Restore it from git", Exit.USAGE
+            f"cannot read {path}", said(error), "Restore it from git", Exit.USAGE
         ) from error
     return parse(text, str(path))
 
