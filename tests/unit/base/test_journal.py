@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from overlay.base import journal
-from overlay.base.journal import ChangedMeanwhileError, Journal
+from overlay.base.errors import OverlayError
+from overlay.base.journal import PLAN, ChangedMeanwhileError, Journal
 
 OLD = {"a": b"a\n", "folder/b": b"b\n"}
 NEW: dict[str, bytes | None] = {"a": b"A\n", "folder/b": None, "other/c": b"c\n"}
@@ -148,3 +149,21 @@ def test_changed_meanwhile(each: Journal, monkeypatch: pytest.MonkeyPatch, settl
         getattr(each, settle)()
     assert caught.value.path == "a"
     assert content(each)["a"] == b"mine\n"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        b"", b"\xff", b"[]", b"{}", b'{"files": [1]}', b"[" * 100_000,
+        b'{"files": [{"path": "a"}]}', b'{"files": [{"path": 1, "old": null, "new": null}]}',
+        b'{"files": [{"path": "../../a", "old": null, "new": null}]}',
+    ],
+)  # fmt: skip
+def test_a_damaged_plan_is_named(tmp_path: Path, plan: bytes) -> None:
+    journal = Journal(tmp_path, tmp_path / "stage")
+    journal.stage.mkdir()
+    (journal.stage / PLAN).write_bytes(plan)
+    for call in (journal.label, journal.finish, journal.undo, journal.is_planned):
+        with pytest.raises(OverlayError, match=r"stage/journal\.json"):
+            call()
+    assert (journal.stage / PLAN).is_file()

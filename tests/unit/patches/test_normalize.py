@@ -94,6 +94,13 @@ def test_a_change_that_does_not_apply_is_left_as_it_is(run: Run, upstream: Upstr
     assert file.read_text() == text
 
 
+def test_a_patch_that_is_not_there(run: Run, upstream: Upstream) -> None:
+    (upstream.patches / PATCH).unlink()
+    ran = run("normalize", "--all")
+    assert (ran.status, ran.out) == (5, "")
+    assert "cannot read the patch" in ran.err
+
+
 def test_usage(run: Run, upstream: Upstream, tmp_path: Path) -> None:
     (tmp_path / "0.8.3.patch").write_text("")
     other = upstream.patches / "attention-signatures/1.1.patch"

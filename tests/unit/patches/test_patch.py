@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -68,3 +69,29 @@ def test_names_and_folded_subjects(tmp_path: Path) -> None:
 def test_what_is_no_mail(data: bytes) -> None:
     with pytest.raises(OverlayError, match="is no git mail"):
         parse_canonical(data, "it")
+
+
+NO_MAILS = {
+    b"": "it is empty",
+    b"\xff": "it is not UTF-8",
+    b"Subject: x\n\n": "header",
+    b"From: a <b@c>\nDate: x\n\n": "header",
+}
+
+
+@pytest.mark.parametrize("data", NO_MAILS)
+def test_no_mail_is_told_in_plain_words(tmp_path: Path, data: bytes) -> None:
+    """With no word of Python's, and of no temporary file."""
+    with pytest.raises(OverlayError, match=NO_MAILS[data]) as by_git:
+        parse_mail(Git(tmp_path / "none"), data, "it")
+    with pytest.raises(OverlayError, match=NO_MAILS[data]) as alone:
+        parse_canonical(data, "it")
+    for caught in (by_git, alone):
+        assert not re.search(r"NoneType|unpack|/tmp|vllm-overlay-", str(caught.value))
+
+
+def test_two_authors() -> None:
+    data = MAIL.replace(b"<juergen@example.org>", b"<juergen@example.org>, A B <a@example.org>")
+    with pytest.raises(OverlayError, match="its header can't be read") as caught:
+        parse_canonical(data, "it")
+    assert "unpack" not in str(caught.value)

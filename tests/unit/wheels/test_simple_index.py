@@ -240,3 +240,26 @@ def test_what_a_killed_run_leaves_is_no_hindrance(
     assert not list((tmp_path / "simple").rglob("index.*"))
     assert run("index", "simple").status == 0
     assert json.loads((tmp_path / "simple/vllm/index.json").read_text())["files"]
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"{}", b"[" * 100_000])
+def test_a_damaged_page_is_named(made: Path, run: Run, text: bytes) -> None:
+    (made / "vllm/index.json").write_bytes(text)
+    ran = run("index", str(made))
+    assert (ran.status, ran.out) == (6, "")
+    assert "no index that this command wrote" in ran.err
+
+
+def test_a_bill_that_is_not_text(upstream: Upstream, run: Run, tmp_path: Path) -> None:
+    wheel = build(upstream)
+    with zipfile.ZipFile(wheel) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, data in members.items():
+            archive.writestr(name, b"\xff" if name.endswith(".cdx.json") else data)
+    ran = run("index", str(tmp_path / "simple"), str(wheel))
+    assert (ran.status, ran.out) == (4, "")
+    assert "is refused" in ran.err
+    ran = run("verify", str(wheel))
+    assert ran.status == 1
+    assert "it is not JSON" in ran.err

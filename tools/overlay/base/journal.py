@@ -21,6 +21,8 @@ from types import MappingProxyType
 
 from overlay.base import atomic
 from overlay.base.digest import sha256
+from overlay.base.errors import Exit, OverlayError
+from overlay.base.paths import is_safe_path
 
 PLAN = "journal.json"
 IN_SITE = ".vllm-overlay"
@@ -130,6 +132,7 @@ class Journal:
         Raises:
             ChangedMeanwhileError: somebody else has changed a file since.
             OSError: it can't be done.
+            OverlayError: the plan of it is damaged.
         """
         return self._settle_left(False, whatever)
 
@@ -177,9 +180,15 @@ class Journal:
     def _read(self) -> _Plan | None:
         for name in (PLAN, _UNDO):
             with suppress(FileNotFoundError):
-                raw = json.loads((self.stage / name).read_bytes())
-                files = tuple(File(**file) for file in raw["files"])
-                return _Plan(raw.get("label", ""), files, name == _UNDO)
+                data = (self.stage / name).read_bytes()
+                try:
+                    raw = json.loads(data)
+                    files = tuple(File(**file) for file in raw["files"])
+                    if not all(is_safe_path(file.path) for file in files):
+                        raise ValueError("a path in it leads elsewhere")
+                    return _Plan(raw.get("label", ""), files, name == _UNDO)
+                except (ValueError, LookupError, TypeError, RecursionError) as error:
+                    raise _damaged(self.stage / name) from error
         return None
 
     def _prepare(
@@ -251,6 +260,14 @@ class Journal:
             except OSError:
                 return
             folder = folder.parent
+
+
+def _damaged(plan: Path) -> OverlayError:
+    return OverlayError(
+        f"cannot read {plan}", "it is no plan of an interrupted write",
+        "Compare the files beside it with those that it was about, and delete its folder",
+        Exit.PROBLEMS,
+    )  # fmt: skip
 
 
 def _digest(path: Path) -> str | None:

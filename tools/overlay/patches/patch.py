@@ -101,9 +101,23 @@ def read_patch(
         OverlayError: missing, unreadable, not a mail with one diff, or a diff refused by
             `hunks.parse_diff`.
     """
-    file = path.under(patches)
+    data = read_data(patches, path)
+    known = {} if known is None else known
+    patch = known.get(path)
+    if patch is None or patch.data != data:
+        mail = parse_mail(git, data, str(path)) if git else parse_canonical(data, str(path))
+        patch = known[path] = Patch(path, data, mail, parse_diff(mail.diff, str(path)))
+    return patch
+
+
+def read_data(patches: Path, path: PatchPath) -> bytes:
+    """The bytes of one patch.
+
+    Raises:
+        OverlayError: missing or unreadable.
+    """
     try:
-        data = plain_file.read(file)
+        return plain_file.read(path.under(patches))
     except OSError as error:
         raise OverlayError(
             f"cannot read the patch {path}",
@@ -111,12 +125,6 @@ def read_patch(
             "Restore it from git, or take its line out of the series",
             Exit.PATCH,
         ) from error
-    known = {} if known is None else known
-    patch = known.get(path)
-    if patch is None or patch.data != data:
-        mail = parse_mail(git, data, str(path)) if git else parse_canonical(data, str(path))
-        patch = known[path] = Patch(path, data, mail, parse_diff(mail.diff, str(path)))
-    return patch
 
 
 def parse_mail(git: Git, data: bytes, where: str) -> Mail:
@@ -127,6 +135,8 @@ def parse_mail(git: Git, data: bytes, where: str) -> Mail:
         OSError: there is no room for temporary files.
         GitError: likewise.
     """
+    if not data:
+        raise _no_mail(where, "it is empty")
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as folder:
         message, diff = Path(folder, "message"), Path(folder, "diff")
         # On a full disk mailinfo writes what fits, and exits 0: a lack of room is told here.
@@ -160,13 +170,17 @@ def parse_canonical(data: bytes, where: str) -> Mail:
     # Commands that read no patch do without.
     from email import message_from_string, policy
 
+    if not data:
+        raise _no_mail(where, "it is empty")
     try:
         header, _, rest = data.decode().partition("\n\n")
         found = message_from_string(header, policy=policy.default)
         (sender,) = found["From"].addresses
         fields = [sender.display_name, sender.addr_spec, found["Date"], found["Subject"]]
-    except (UnicodeDecodeError, LookupError, AttributeError, TypeError, ValueError) as error:
-        raise _no_mail(where, f"its header can't be read ({error})") from error
+    except UnicodeDecodeError as error:
+        raise _no_mail(where, f"it is not UTF-8 ({error.reason})") from error
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
+        raise _no_mail(where, "its header can't be read") from error
     fields = [str(field or "") for field in fields]
     _require_fields(fields, where)
     body, start, diff = f"\n{rest}".partition("\ndiff --git ")

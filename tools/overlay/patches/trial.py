@@ -9,6 +9,7 @@ from pathlib import Path
 from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
+from overlay.patches.patch import read_data
 from overlay.patches.series import PatchPath, read_series, rewrite_series
 from overlay.patches.tree import Result, apply_series
 from overlay.patches.workspace import Workspace
@@ -82,8 +83,12 @@ class Trial:
         file.write_bytes(text)
 
     def read(self, path: PatchPath) -> bytes:
-        """A patch's text."""
-        return path.under(self.folder).read_bytes()
+        """A patch's text.
+
+        Raises:
+            OverlayError: there is none.
+        """
+        return read_data(self.folder, path)
 
     def apply(self, release: Release) -> Result:
         """The release with its series, as far as it goes."""

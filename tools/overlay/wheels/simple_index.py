@@ -212,7 +212,9 @@ def _earlier(folder: Path, project: str) -> list[Entry]:
         ]
         for entry in entries:
             parse_wheel_filename(entry.name)
-    except (OSError, ValueError, LookupError, TypeError, InvalidWheelFilename) as error:
+    except (
+        OSError, ValueError, LookupError, TypeError, RecursionError, InvalidWheelFilename
+    ) as error:  # fmt: skip
         raise OverlayError(
             f"{folder} is in the way",
             f"it is not empty, and no index that this command wrote ({error})",
