@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from made_upstream import SDIST, WHEEL, Upstream
+from overlay.base.digest import sha256
 from overlay.base.errors import Exit
+from overlay.base.git import Git
 
 from .tool import Place, Truth, go, require_same, require_whole, truth
 
@@ -193,3 +196,38 @@ def test_objects(filled: tuple[Place, Truth], tmp_path: Path, how: str) -> None:
 
         spoil(kept, expected, tmp_path / str(number), change)
     assert len(chosen) == min(count, 12) > 9
+
+
+def replant(store: Path, name: str, kind: str, data: bytes) -> None:
+    """Give an object other contents under its old name, which git does not see when it reads."""
+    file = store / "objects" / name[:2] / name[2:]
+    file.parent.mkdir(exist_ok=True)
+    file.unlink(missing_ok=True)
+    file.write_bytes(zlib.compress(b"%s %d\0%s" % (kind.encode(), len(data), data)))
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder"])
+def test_planted_objects(filled: tuple[Place, Truth], tmp_path: Path, what: str) -> None:
+    """Of a file that no patch touches: no source distribution, tree or wheel has other bytes."""
+    kept, expected = filled
+    place = Place.below(kept.upstream, tmp_path)
+    shutil.copytree(kept.cache, place.cache)
+    store = Git(place.cache / "git")
+    commit = ref(store.git_dir).read_text().strip()
+    blob = store.text("rev-parse", f"{commit}:csrc/kernel.cu")
+    if what == "a file":
+        replant(store.git_dir, blob, "blob", b"int kernel() { return 1; }\n")
+    else:
+        other = store.text("rev-parse", f"{commit}:setup.py")
+        entry = b"100644 kernel.cu\0" + bytes.fromhex(other)
+        folder = store.text("rev-parse", f"{commit}:csrc")
+        replant(store.git_dir, folder, "tree", entry)
+    sdist = go(place.command("build", "1.0", "--sdist", "--out", str(tmp_path / "sdist")))
+    assert (sdist.status, sdist.is_message) == (6, True), sdist
+    assert str(store.git_dir) in sdist.err
+    assert not list((tmp_path / "sdist").iterdir())
+    tree = go(place.apply)
+    assert tree.status, tree
+    assert not place.work.exists()
+    wheel = go(place.build)
+    assert wheel.status or [sha256(file) for file in place.dist.iterdir()] == [expected.wheel]

@@ -7,7 +7,6 @@ fast, leaves no half-patched folder behind, and cannot be misled by a repository
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import shutil
@@ -33,6 +32,7 @@ from overlay.patches.hunks import (
     to_bytes,
     to_text,
 )
+from overlay.patches.objects import blob_id, tree_id
 from overlay.patches.patch import Mail, Patch, read_patch
 from overlay.patches.series import PatchPath
 from overlay.releases import archive
@@ -348,8 +348,14 @@ class Store:
 
     def files(self, treeish: str, paths: Sequence[str] = ()) -> Iterator[tuple[str, bool, bytes]]:
         """Every file of a commit or tree, or of `paths` alone: path, whether it is executable,
-        bytes; in path order."""
+        bytes; in path order.
+
+        Raises:
+            OverlayError: the store is damaged, or an object is not what its name says.
+        """
         entries = self._listing(treeish, paths)
+        if not paths and tree_id(entries) != self.tree_of(treeish):
+            raise self.fault(GitError("ls-tree", 0, f"{treeish} has other files than its id says"))
         data = self._blobs(blob for _, _, blob in entries)
         yield from ((path, executable, data[blob]) for path, executable, blob in entries)
 
@@ -376,6 +382,8 @@ class Store:
                 raise self.fault(GitError("cat-file", 0, f"{blob} is missing"))
             found[blob] = stream.read(int(head[2]))
             stream.read(1)
+            if blob_id(found[blob]) != blob:
+                raise self.fault(GitError("cat-file", 0, f"{blob} is another file"))
         return found
 
     def changed(self, old: str, new: str) -> dict[str, str]:
@@ -586,19 +594,9 @@ def _difference(changed: Mapping[str, str], after: Texts) -> str:
     if changed.keys() != after.keys():
         return f"changed {sorted(changed)}, the patch lists {sorted(after)}"
     for path, text in after.items():
-        if changed[path] != (NO_BLOB if text is None else blob_id(text)):
+        if changed[path] != (NO_BLOB if text is None else blob_id(to_bytes(text) or b"")):
             return f"{path} is not what its hunks say"
     return ""
-
-
-def blob_id(text: str) -> str:
-    """The id that git gives to a file of this text.
-
-    >>> blob_id("")
-    'e69de29bb2d1d6434b8b29ae775ad8c2e48c5391'
-    """
-    data = to_bytes(text) or b""
-    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
 
 
 def _already(name: str, path: PatchPath) -> OverlayError:
