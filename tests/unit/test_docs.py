@@ -5,6 +5,7 @@ Here, on made-up releases; or by `.ci/run` on real ones, and then this looks tha
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shlex
@@ -358,3 +359,32 @@ def test_links_lead_somewhere(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     for link in re.findall(r"\]\(([^)#:]+)(?:#[\w-]+)?\)", text):
         assert ((ROOT / page).parent / link).exists(), f"{page}: {link}"
+
+
+def promises() -> dict[str, str]:
+    """What SECURITY.md says of the tests that hold each promise."""
+    table = (ROOT / "SECURITY.md").read_text("utf-8").split("|---|---|---|\n")[1].split("\n\n")[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines()]
+    assert all(len(row) == 3 for row in rows)
+    return {promise: tests for promise, _, tests in rows}
+
+
+def functions(file: Path) -> set[str]:
+    """The names of the tests in a module."""
+    return {node.name for node in ast.parse(file.read_text("utf-8")).body
+            if isinstance(node, ast.FunctionDef)}  # fmt: skip
+
+
+@pytest.mark.parametrize("promise", promises())
+def test_each_promise_names_tests_that_exist(promise: str) -> None:
+    told = promises()[promise]
+    named = re.findall(r"`([\w/]+\.py)::(test_\w+)`", told)
+    assert told == (", ".join(f"`{file}::{name}`" for file, name in named) or "none: GitHub's")
+    for file, name in named:
+        assert name in functions(ROOT / "tests" / file), f"{file}::{name}"
+
+
+def test_nearly_all_promises_are_held() -> None:
+    assert [promise for promise, told in promises().items() if "::" not in told] == [
+        "A released wheel can be traced to the workflow that built it."
+    ]

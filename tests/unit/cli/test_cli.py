@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Ran, Upstream
+from made_upstream import Ran, Upstream, snapshot
 from overlay.cli.main import COMMANDS
 from overlay.wheels.build import build_wheel
 
@@ -103,6 +103,27 @@ def test_judge(run: Run, tmp_path: Path) -> None:
     assert "failed on patched: wrong answers" in bad.err
     refused = run("judge", "1.0", str(passed), str(other))
     assert (refused.status, refused.err.count("\n")) == (2, 1)
+
+
+def test_what_only_looks_or_builds_leaves_the_checkout_alone(
+    run: Run, upstream: Upstream, tmp_path: Path
+) -> None:
+    """VERSIONS.toml and patches/ are other commands' to write."""
+    keep(upstream.root, "1.0", "1.1")
+    before = snapshot(upstream)
+    wheel = tmp_path / "dist/vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
+    for words in (
+        ("fetch", "--all"), ("validate", "--all"), ("status",), ("series", "1.0"),
+        ("show", "attention-signatures"), ("build", "1.0", "--out", str(tmp_path / "dist")),
+        ("build", "1.0", "--sdist", "--out", str(tmp_path / "dist")), ("verify", str(wheel)),
+        ("selfcheck", "1.0"), ("index", str(tmp_path / "simple"), str(wheel)),
+        ("apply", "1.0", str(tmp_path / "tree")), ("edit", "1.0"), ("refresh", "--all", "--check"),
+        ("normalize", "--all", "--check"), ("lock", "--all", "--dry-run"), ("watch",),
+        ("explain", "--gpu", "T4"),
+    ):  # fmt: skip
+        ran = run(*words)
+        assert ran.status == 0, (words, ran.err)
+        assert snapshot(upstream) == before, words
 
 
 def test_offline_with_an_empty_cache(run: Run, tmp_path: Path) -> None:
