@@ -46,6 +46,7 @@ COMMANDS = {
     "index": Listed("install", "write a package index of built wheels"),
     "install": Listed("install", "patch a vLLM that is installed, or revert it"),
     "judge": Listed("test", "compare two runs of a suite that were made elsewhere"),
+    "kernels": Listed("kernels", "for which GPUs a release's binaries have code"),
     "lock": Listed("check", "write tree ids and digests into VERSIONS.toml"),
     "matrix": Listed("test", "find how Llama 4 runs in every configuration"),
     "normalize": Listed("maintain", "make patches edited by hand or by quilt canonical"),

@@ -61,16 +61,27 @@ class UvCache:
     @classmethod
     def open(cls, cache: Path, release: Release) -> UvCache:
         """The cache for `release`'s torch; those used longest ago are deleted."""
-        root = cache / "uv"
-        folder = root / f"torch-{release.torch}"
-        folder.mkdir(parents=True, exist_ok=True)
-        cls(folder).touch()
+        found = cls.of(cache, release)
+        root = found.folder.parent
+        found.folder.mkdir(parents=True, exist_ok=True)
+        found.touch()
         with file_lock(cache / "uv.lock"):  # two runs must not prune at once
             by_age = sorted(root.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in by_age[KEEP:]:
                 if time.time() - old.stat().st_mtime > IDLE:
                     shutil.rmtree(old, ignore_errors=True)
-        return cls(folder)
+        return found
+
+    @classmethod
+    def of(cls, cache: Path, release: Release) -> UvCache:
+        """The same, as it is: there may be none."""
+        return cls(cache / "uv" / f"torch-{release.torch}")
+
+    def unpacked(self, project: str, version: str) -> Path | None:
+        """Where uv has unpacked a wheel of `project`; None if it has not, or has it elsewhere in
+        its cache than its versions to 0.13 do."""
+        found = self.folder.glob(f"archive-v*/*/{project}-{version}.dist-info")
+        return next((info.parent for info in found), None)
 
     def touch(self) -> None:
         """Mark it as in use."""
