@@ -134,9 +134,11 @@ def upstream(session: nox.Session, release: str) -> None:
 @nox.session(tags=["matrix"])
 @nox.parametrize("release", PATCHED, ids=PATCHED)
 def matrix(session: nox.Session, release: str) -> None:
-    """What becomes of every configuration of one release, patched: as matrix/ has it."""
+    """What becomes of every configuration of one release, patched, and for which GPUs its wheel and
+    torch have code: as matrix/ has it."""
     session.install("-e", ".")
     session.run("vllm-overlay", "matrix", release, *(session.posargs or ["--check"]))
+    session.run("vllm-overlay", "kernels", release, "--check")
 
 
 @nox.session(tags=["gpu"])

@@ -244,6 +244,7 @@ def _print(found: Port, written: list[str], dry_run: bool) -> None:
     if written and not dry_run:
         out.print(
             f"Look at it with git diff, then: vllm-overlay lock {name} (its wheel's digests); "
+            f"vllm-overlay kernels {name} --keep (the GPUs that it has code for); "
             f"vllm-overlay validate {name}; vllm-overlay regress {name}",
             markup=False,
         )
