@@ -299,12 +299,13 @@ def dumps(matrix: Matrix) -> str:
     }  # fmt: skip
     fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
     for name in ("outcomes", "rows"):
-        lines = [_line(item) for item in getattr(matrix, name)]
+        lines = [line(item) for item in getattr(matrix, name)]
         fields.append(f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]")
     return "{\n" + ",\n".join(fields) + "\n}\n"
 
 
-def _line(item: BaseModel) -> str:
+def line(item: BaseModel) -> str:
+    """The text of an item, in a line of one of the folder's files."""
     return json.dumps(item.model_dump(exclude_defaults=True), ensure_ascii=False)
 
 
@@ -341,13 +342,22 @@ def write_text(path: Path, text: str) -> Path:
 
 def settle(root: Path, made: Matrix, check: bool) -> list[str]:
     """Keep a result, or with `check` compare it with the one that is kept. Returns problems."""
-    if not check:
-        write(root, made)
-        return []
     path = path_of(root, made.release, made.variant)
-    if path.is_file() and path.read_text("utf-8") == dumps(made):
+    return settle_text(path, dumps(made), made.release, check)
+
+
+def settle_text(path: Path, text: str, release: str, check: bool) -> list[str]:
+    """Write one of the folder's files, or with `check` compare it. Returns problems.
+
+    Raises:
+        OverlayError: the folder can't be written.
+    """
+    if not check:
+        write_text(path, text)
         return []
-    return [f"{made.release}: {path.name} is not what a run gives; run it without --check"]
+    if path.is_file() and path.read_text("utf-8") == text:
+        return []
+    return [f"{release}: {path.name} is not what a run gives; run it without --check"]
 
 
 def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:

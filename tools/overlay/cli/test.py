@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 
-from overlay.answers import evidence, matrix, matrix_run
+from overlay.answers import compiled, evidence, matrix, matrix_run
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import (
@@ -22,6 +24,7 @@ from overlay.cli.options import (
     work_option,
 )
 from overlay.patches.workspace import Workspace
+from overlay.releases.versions import Release
 from overlay.testing import bench, junit, regress, upstream
 from overlay.testing.results import Verdict
 
@@ -150,6 +153,7 @@ def _print_verdict(verdict: Verdict) -> None:
 @click.option("--stock", is_flag=True, help="Run the stock wheel too, before the patched one.")
 @click.option("--check", is_flag=True, help="Run, but demand what matrix/ has; write nothing.")
 @click.option("--compare", is_flag=True, help="Run nothing; compare what matrix/ has.")
+@click.option("--triton", is_flag=True, help="Compile Triton's kernels for every GPU instead.")
 @click.option("--jobs", default=os.cpu_count(), show_default="all cores", help="Processes.")
 @work_option("matrix", "the environment and logs")
 @json_option
@@ -161,6 +165,7 @@ def matrix_command(
     stock: bool,
     check: bool,
     compare: bool,
+    triton: bool,
     jobs: int,
     folder: Path,
     as_json: bool,
@@ -171,33 +176,80 @@ def matrix_command(
     constructs the layers and computes them where that is possible. Results are kept in matrix/;
     the patched release must not fail, refuse without a remedy, or be worse than stock anywhere.
 
+    With --triton, the kernels that Llama 4 launches are compiled for every GPU by the release's
+    Triton, as they are launched; stock and patched have the same. It takes XX minutes a release.
+
     \b
-    Example:
+    Examples:
       vllm-overlay matrix 0.8.5.post1 --stock
+      vllm-overlay matrix 0.8.5.post1 --triton --check
     """
     require_names(releases, everything)
-    if compare and (check or stock):
-        raise click.UsageError("--compare runs nothing: pass neither --check nor --stock")
-    root, problems, tables = workspace.project.root, list[str](), {}
-    variants: tuple[matrix.Variant, ...] = ("stock", "patched") if stock else ("patched",)
-    for one in workspace.versions.select(releases, patched=True):
-        if not compare:
-            place = (folder / one.name).absolute()
-            for made in matrix_run.run(workspace, one, place, variants, jobs):
-                problems += matrix.settle(root, made, check)
-        found, worse = matrix.judge(root, one.name)
-        problems += worse
-        tables.update({f"{m.release} {m.variant}": matrix.counts(m) for m in found})
-        if not as_json:
-            for kept in found:
-                out.print(matrix.summary(kept), markup=False)
+    if compare and (check or stock or triton):
+        raise click.UsageError("--compare runs nothing: pass no --check, --stock or --triton")
+    if triton and stock:
+        raise click.UsageError("--triton is of stock and patched alike: pass no --stock")
+    selected = workspace.versions.select(releases, patched=True)
+    if triton:
+        found = [_compiled(workspace, one, folder, check, jobs) for one in selected]
+    else:
+        ran: tuple[matrix.Variant, ...] = ("stock", "patched") if stock else ("patched",)
+        variants = () if compare else ran
+        found = [_matrix(workspace, one, folder, check, jobs, variants) for one in selected]
+    problems = [problem for one in found for problem in one.problems]
     if as_json:
+        tables = {name: table for one in found for name, table in one.tables.items()}
         print_json({"cells": tables, "problems": problems})
     else:
+        for text in (text for one in found for text in one.summaries):
+            out.print(text, markup=False)
         for problem in problems:
             err.print(problem, style="red", markup=False)
     if problems:
         sys.exit(Exit.PROBLEMS)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What was found of a release: counts by name, a line each, and problems."""
+
+    tables: Mapping[str, Mapping[Any, int]]
+    summaries: Sequence[str]
+    problems: Sequence[str]
+
+
+def _matrix(
+    workspace: Workspace,
+    release: Release,
+    folder: Path,
+    check: bool,
+    jobs: int,
+    variants: Sequence[matrix.Variant],
+) -> _Found:
+    """Make the matrices of some variants, and judge what is kept of both."""
+    root, problems = workspace.project.root, list[str]()
+    place = (folder / release.name).absolute()
+    for made in matrix_run.run(workspace, release, place, variants, jobs) if variants else ():
+        problems += matrix.settle(root, made, check)
+    kept, worse = matrix.judge(root, release.name)
+    return _Found(
+        {f"{one.release} {one.variant}": matrix.counts(one) for one in kept},
+        [matrix.summary(one) for one in kept],
+        [*problems, *worse],
+    )
+
+
+def _compiled(
+    workspace: Workspace, release: Release, folder: Path, check: bool, jobs: int
+) -> _Found:
+    """Have Triton compile the kernels of a release."""
+    place = (folder / release.name).absolute()
+    made = matrix_run.run_triton(workspace, release, place, jobs)
+    return _Found(
+        {f"{release.name} triton": compiled.counts(made)},
+        [compiled.summary(made)],
+        compiled.settle(workspace.project.root, made, check),
+    )
 
 
 @click.command(epilog=EPILOG)

@@ -1,0 +1,1 @@
+"""tests/compiled, as far as it needs no release."""
