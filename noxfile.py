@@ -7,7 +7,8 @@ nox                          the README's tests: lint, workflows, types, units, 
 nox -s fuzz                  10,000 inputs each in place of the 300 of `faults`
 nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
 nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched wheel
-nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew
+nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew,
+                             `-- --triton` what Triton compiles
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
 nox -s "build(0.8.3)"        a release's patched wheel in dist/, twice the same and verified
 nox -s port                  three releases of real history, ported again
@@ -134,11 +135,15 @@ def upstream(session: nox.Session, release: str) -> None:
 @nox.session(tags=["matrix"])
 @nox.parametrize("release", PATCHED, ids=PATCHED)
 def matrix(session: nox.Session, release: str) -> None:
-    """What becomes of every configuration of one release, patched, and for which GPUs its wheel and
-    torch have code: as matrix/ has it."""
+    """What becomes of every configuration of one release, patched, for which GPUs its wheel and
+    torch have code, and what its Triton compiles: as matrix/ has it."""
     session.install("-e", ".")
-    session.run("vllm-overlay", "matrix", release, *(session.posargs or ["--check"]))
+    if session.posargs:
+        session.run("vllm-overlay", "matrix", release, *session.posargs)
+        return
     session.run("vllm-overlay", "kernels", release, "--check")
+    session.run("vllm-overlay", "matrix", release, "--check")
+    session.run("vllm-overlay", "matrix", release, "--triton", "--check")
 
 
 @nox.session(tags=["gpu"])

@@ -133,11 +133,13 @@ def test_nothing_kept_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture
 def compiles(monkeypatch: pytest.MonkeyPatch, made: Compiled) -> list[str]:
-    """The releases that the command has had compiled."""
+    """The releases that the command has had compiled, and whether with what others know."""
     ran: list[str] = []
 
-    def run_triton(_workspace: Workspace, release: Any, _folder: Path, _jobs: int) -> Compiled:
-        ran.append(release.name)
+    def run_triton(
+        _workspace: Workspace, release: Any, _folder: Path, _jobs: int, known: Path | None
+    ) -> Compiled:
+        ran.append(f"{release.name} {'alone' if known is None else known.name}")
         return made
 
     monkeypatch.setattr(matrix_run, "run_triton", run_triton)
@@ -158,7 +160,7 @@ def test_command(run: Callable[..., Ran], upstream: Upstream, compiles: list[str
     ran = run("matrix", "1.0", "--triton", "--check", "--json")
     assert ran.status == 0
     assert json.loads(ran.out)["cells"]["1.0 triton"]["runs"] == 3
-    assert compiles == ["1.0"] * 3
+    assert compiles == ["1.0 alone", "1.0 known.json", "1.0 alone"]
 
 
 @pytest.mark.parametrize("option", ["--compare", "--stock"])

@@ -54,14 +54,18 @@ def run(
         return [runner.matrix(variant) for variant in variants]
 
 
-def run_triton(workspace: Workspace, release: Release, folder: Path, jobs: int) -> Compiled:
+def run_triton(
+    workspace: Workspace, release: Release, folder: Path, jobs: int, known: Path | None = None
+) -> Compiled:
     """Run tests/compiled on the official wheel of `release`, in an environment under `folder`.
+
+    Kernels whose result is in the file `known` are not compiled; those of others are added to it.
 
     Raises:
         OverlayError: the environment can't be made, or the run breaks.
     """
     with _runner(workspace, release, folder, TRITON, jobs) as runner:
-        return runner.compiled()
+        return runner.compiled(("--known", str(known)) if known else ())
 
 
 @dataclass(frozen=True)
@@ -82,10 +86,10 @@ class _Runner:
         self._say(summary(matrix), start)
         return matrix
 
-    def compiled(self) -> Compiled:
+    def compiled(self, options: Sequence[str]) -> Compiled:
         """What Triton makes of the kernels."""
         start = time.monotonic()
-        made = compiled.from_run(self._result("stock", "triton"))
+        made = compiled.from_run(self._result("stock", "triton", options))
         self._say(compiled.summary(made), start)
         return made
 
@@ -93,14 +97,14 @@ class _Runner:
         log = log_for(self.environment.release.name)
         log.info("%s after %.0f s", text, time.monotonic() - start)
 
-    def _result(self, variant: Variant, label: str) -> Any:
+    def _result(self, variant: Variant, label: str, options: Sequence[str] = ()) -> Any:
         """Run the program; its output and what it says stay in files named after `label`."""
         dist = self.folder / "dist"
         wheel = wheel_of(self.workspace, self.environment.release, variant == "stock", dist)
         self.environment.install(str(wheel), *NEEDS)
         result, log = self.folder / f"{label}.json", self.folder / f"{label}.log"
         result.unlink(missing_ok=True)
-        arguments = ["-m", self.program.module, str(result), "--jobs", str(self.jobs)]
+        arguments = ["-m", self.program.module, str(result), "--jobs", str(self.jobs), *options]
         timeout = self.program.timeout
         try:
             env = {"PYTHONPATH": str(self.tests)}

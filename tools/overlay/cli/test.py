@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,7 +192,7 @@ def matrix_command(
         raise click.UsageError("--triton is of stock and patched alike: pass no --stock")
     selected = workspace.versions.select(releases, patched=True)
     if triton:
-        found = [_compiled(workspace, one, folder, check, jobs) for one in selected]
+        found = _compiled(workspace, selected, folder, check, jobs)
     else:
         ran: tuple[matrix.Variant, ...] = ("stock", "patched") if stock else ("patched",)
         variants = () if compare else ran
@@ -240,16 +241,19 @@ def _matrix(
 
 
 def _compiled(
-    workspace: Workspace, release: Release, folder: Path, check: bool, jobs: int
-) -> _Found:
-    """Have Triton compile the kernels of a release."""
-    place = (folder / release.name).absolute()
-    made = matrix_run.run_triton(workspace, release, place, jobs)
-    return _Found(
-        {f"{release.name} triton": compiled.counts(made)},
-        [compiled.summary(made)],
-        compiled.settle(workspace.project.root, made, check),
-    )
+    workspace: Workspace, releases: Sequence[Release], folder: Path, check: bool, jobs: int
+) -> list[_Found]:
+    """Have Triton compile the kernels of releases; those that they share once, unless to check."""
+    found = []
+    with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as shared:
+        known = None if check else Path(shared, "known.json")
+        for release in releases:
+            place = (folder / release.name).absolute()
+            made = matrix_run.run_triton(workspace, release, place, jobs, known)
+            tables = {f"{release.name} triton": compiled.counts(made)}
+            problems = compiled.settle(workspace.project.root, made, check)
+            found.append(_Found(tables, [compiled.summary(made)], problems))
+    return found
 
 
 @click.command(epilog=EPILOG)
