@@ -14,8 +14,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from overlay.answers import gpus
-from overlay.answers.matrix import FOLDER, Cell, Outcome, Variant, write_text
+from overlay.answers.matrix import FOLDER, Cell, Outcome, Variant, computed_dtype, write_text
 from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.models import first_problem
@@ -64,7 +63,7 @@ class Run(_Model):
             self.engine == outcome.engine
             and self.backend == outcome.backend
             and self.capability == cell.capability
-            and self.dtype == _dtype(cell)
+            and self.dtype == computed_dtype(cell.dtype, cell.capability)
             and self.kv_cache_dtype == cell.kv_cache_dtype
         )
 
@@ -83,13 +82,6 @@ class Evidence(_Model):
 
 def _key(run: Run) -> tuple[str, str, str]:
     return run.test, run.variant, run.capability
-
-
-def _dtype(cell: Cell) -> str:
-    """The dtype of a model in bfloat16, as the released ones are."""
-    if cell.dtype != "auto":
-        return cell.dtype
-    return "bfloat16" if gpus.version(cell.capability) >= gpus.version("8.0") else "float16"
 
 
 def tree_of(release: Release, variant: Variant) -> str:

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from overlay.answers import evidence, gpus, matrix
+from overlay.answers import evidence, gpus, matrix, runnable
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
-from overlay.releases.versions import Release, Versions
+from overlay.releases.versions import Release, Versions, ranges
 
 #: `attention_chunk_size` of the released Llama 4 models, tokens.
 CHUNK = 8192
@@ -135,6 +135,20 @@ class VariantAnswer:
         """Whether nothing need be changed."""
         return self.outcome.verdict == "right"
 
+    @property
+    def cannot_run(self) -> bool:
+        """Whether the GPU lacks the kernels for these settings, or for all others."""
+        return self.outcome.verdict == "cannot-run" or self.use is None
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A release that is right, patched, on the same GPU."""
+
+    release: str
+    changes: tuple[str, ...]
+    """What to set for it; nothing if it is right with the same settings."""
+
 
 @dataclass(frozen=True)
 class Answer:
@@ -147,6 +161,8 @@ class Answer:
     patched: VariantAnswer
     other_faults: tuple[str, ...]
     """What else is wrong in stock, on V1 or at any length: `right` is said of attention alone."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """Where this release, patched, cannot run with these settings: the releases that can."""
 
 
 def capability_of(text: str) -> str:
@@ -183,7 +199,7 @@ def target(name: str, capability: str, columns: Sequence[str]) -> Target:
 
 
 def load(root: Path, release: Release) -> Kept:
-    """What is kept of a release, stock and patched.
+    """What is kept of a release's engines and attention, stock and patched.
 
     Raises:
         OverlayError: a file is missing or damaged.
@@ -191,6 +207,17 @@ def load(root: Path, release: Release) -> Kept:
     return {
         variant: matrix.read(matrix.path_of(root, release.name, variant)) for variant in VARIANTS
     }
+
+
+def runs_on(root: Path, release: Release, kept: Kept, found: Target) -> Kept:
+    """The same, with what cannot run on a GPU said to be so.
+
+    Raises:
+        OverlayError: a file is damaged.
+    """
+    kernels = runnable.known(root, release.name)
+    stands_for = {found.column: found.capability} if found.column else {}
+    return {variant: runnable.laid_over(one, kernels, stands_for) for variant, one in kept.items()}
 
 
 def is_kept(root: Path, release: Release) -> bool:
@@ -327,8 +354,33 @@ def ask(
     for release, kept in known.items():
         found = target(*gpu, kept["stock"].axes.capability)
         if found.column is not None:
-            answers.append(_answer(workspace, release, kept, settings, found.column))
+            laid = runs_on(root, release, kept, found)
+            answers.append(_answer(workspace, release, laid, settings, found.column))
+    if any(one.patched.cannot_run for one in answers):
+        others = _elsewhere(workspace, found, settings)
+        answers = [replace(one, elsewhere=others) if one.patched.cannot_run else one
+                   for one in answers]  # fmt: skip
     return found, answers
+
+
+def _elsewhere(workspace: Workspace, found: Target, settings: Settings) -> tuple[Elsewhere, ...]:
+    """The releases of the matrix that are right on a GPU, patched, and what to set there.
+
+    Settings in another dtype than the model's or half precision are no way out: they take twice the
+    memory.
+    """
+    root, ways = workspace.project.root, list[Elsewhere]()
+    for release in workspace.versions.patched:
+        if not is_kept(root, release) or found.column is None:
+            continue
+        patched = runs_on(root, release, load(root, release), found)["patched"]
+        cell = settings.cell(found.column)
+        if patched.outcome_of(replace(cell, flashinfer=False)) is None:
+            continue
+        use = nearest(patched, cell, settings.chunk)
+        if use and use.cell.length == cell.length and "--dtype float32" not in use.changes:
+            ways.append(Elsewhere(release.name, use.changes))
+    return tuple(ways)
 
 
 def _filled(outcome: Outcome, cell: Cell, settings: Settings) -> Outcome:
@@ -383,7 +435,7 @@ def _side(
 #: The verdicts in a user's words.
 _WORDS = {
     "type-error": "TypeError", "explained": "refused", "unexplained": "refused",
-    "worker-refused": "refused by a worker",
+    "worker-refused": "refused by a worker", "cannot-run": "cannot run",
 }  # fmt: skip
 
 
@@ -416,6 +468,8 @@ def known_from(outcome: Outcome) -> str:
     known = {
         "measured": "measured on CPU stand-ins: one layer, against a reference",
         "constructed": "the layers were constructed, not computed",
+        "binaries": "read from the fat binaries of the official wheels",
+        "compiled": "compiled ahead of time, without a GPU",
     }
     return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
 
@@ -458,8 +512,41 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
         *(("", f"other fault: {fault}") for fault in one.other_faults),
         ("overlay", told(one.patched, gpu)),
         ("", advice(one.patched)),
+        *(("", way) for way in ways_out(one)),
         ("wheel", install(one)),
     ]
+
+
+def summary(answers: Sequence[Answer]) -> str:
+    """Which of several releases, in their order, are right when patched: a sentence."""
+    order = [one.release.name for one in answers]
+    by_changes: dict[tuple[str, ...], list[str]] = {}
+    for one in answers:
+        use = one.patched.use
+        if use and not (use.changes and use.changes[-1].startswith("--max-model-len")):
+            by_changes.setdefault(use.changes, []).append(one.release.name)
+    if not by_changes:
+        return "No release that this overlay patches runs Llama 4 on this GPU past a chunk."
+    found = sorted(by_changes.items(), key=lambda item: len(item[0]))
+    told = [_with(changes, ranges(names, order)) for changes, names in found]
+    return f"Patched and right here: {'; '.join(told)}."
+
+
+def _with(changes: tuple[str, ...], releases: str) -> str:
+    """Releases, and what to set for them."""
+    return releases + (f" with {' and '.join(changes)}" if changes else "")
+
+
+def ways_out(one: Answer) -> list[str]:
+    """The releases that run where this one cannot, those with the same settings first."""
+    by_changes: dict[tuple[str, ...], list[str]] = {}
+    for other in one.elsewhere:
+        by_changes.setdefault(other.changes, []).append(other.release)
+    found = sorted(by_changes.items(), key=lambda item: len(item[0]))
+    if one.patched.cannot_run and not found:
+        return ["no release that this overlay patches runs it on this GPU"]
+    return [f"patched and right on this GPU: {_with(changes, ', '.join(names))}"
+            for changes, names in found]  # fmt: skip
 
 
 def install(one: Answer) -> str:
@@ -483,7 +570,12 @@ def as_json(found: Target, settings: Settings, answers: Sequence[Answer]) -> dic
 def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
     sides = {"stock": one.stock, "patched": one.patched}
     both = {name: _side_json(side, gpu) for name, side in sides.items()}
-    return {"version": one.version, **both, "stock_besides": list(one.other_faults)}
+    return {
+        "version": one.version,
+        **both,
+        "stock_besides": list(one.other_faults),
+        "elsewhere": {other.release: list(other.changes) for other in one.elsewhere},
+    }
 
 
 def _side_json(side: VariantAnswer, gpu: str) -> dict[str, Any]:

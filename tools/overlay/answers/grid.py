@@ -35,6 +35,7 @@ LOOKS: Mapping[str, Look] = {
     "type-error": Look("T", "Dies with a TypeError while its layers are made."),
     "crash": Look("!", "Dies with another error."),
     "wrong": Look("✗", "It runs, and its attention is wrong."),
+    "cannot-run": Look("∅", "It has no kernels for this GPU, or Triton does not compile them."),
     "selected": Look("S", "An engine and a backend are selected; nothing is computed."),
     NOT_RUN: Look("·", "Not in the matrix: this release does not have the setting."),
 }

@@ -11,7 +11,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, product
 from pathlib import Path
@@ -26,6 +26,7 @@ from pydantic import (
     model_validator,
 )
 
+from overlay.answers import gpus
 from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.models import first_problem
@@ -40,7 +41,7 @@ Variant = Literal["stock", "patched"]
 Model = Literal["llama4", "control"]
 Verdict = Literal[
     "right", "wrong", "selected", "type-error", "crash", "explained", "unexplained",
-    "worker-refused",
+    "worker-refused", "cannot-run",
 ]  # fmt: skip
 #: What no cell of a patched release may come to.
 FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
@@ -64,7 +65,8 @@ class Outcome(_Model):
 
     verdict: Verdict
     """right and wrong are of attention; explained and unexplained are refusals before weights
-    load; worker-refused is one by a worker of what V1 let in; selected is of the control."""
+    load; worker-refused is one by a worker of what V1 let in; selected is of the control;
+    cannot-run is in no file, but what `runnable` makes of right and wrong."""
     engine: str = ""
     """v0 or v1, as far as it got."""
     backend: str = ""
@@ -158,6 +160,13 @@ class Cell:
             f"VLLM_ATTENTION_BACKEND {self.backend}, VLLM_USE_V1 {self.v1}, "
             f"max_model_len {length}{flashinfer}"
         )
+
+
+def computed_dtype(dtype: str, capability: str) -> str:
+    """What a model in bfloat16, as the released ones are, is computed in with `--dtype dtype`."""
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if gpus.version(capability) >= gpus.version("8.0") else "float16"
 
 
 class Matrix(_Model):
@@ -360,16 +369,6 @@ def settle_text(path: Path, text: str, release: str, check: bool) -> list[str]:
     return [f"{release}: {path.name} is not what a run gives; run it without --check"]
 
 
-def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:
-    """What is kept of a release, stock and patched, and the problems of the latter.
-
-    Raises:
-        OverlayError: a file is missing or damaged.
-    """
-    stock, patched = read(path_of(root, release, "stock")), read(path_of(root, release, "patched"))
-    return (stock, patched), compare(stock, patched)
-
-
 def counts(matrix: Matrix) -> dict[Verdict, int]:
     """Cells of Llama 4 by verdict, the most frequent first."""
     found = Counter(outcome.verdict for outcome in matrix.llama4.values())
@@ -428,8 +427,13 @@ def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
         if new != stock.control[cell]:
             change = f"without chunks, {_told(stock.control[cell])} became {_told(new)}"
             problems.setdefault(change, []).append(cell)
+    return lines_of(patched.release, problems)
+
+
+def lines_of(release: str, problems: Mapping[str, Sequence[Cell]]) -> tuple[str, ...]:
+    """A line a problem: of how many cells, and the first of them."""
     return tuple(
-        f"{patched.release}: {problem} ({len(cells)} cells; {cells[0]})"
+        f"{release}: {problem} ({len(cells)} cells; {cells[0]})"
         for problem, cells in problems.items()
     )
 

@@ -18,7 +18,7 @@ from typing import get_args
 import jinja2
 from markupsafe import Markup
 
-from overlay.answers import grid, matrix
+from overlay.answers import grid, matrix, runnable
 from overlay.answers.grid import Grid
 from overlay.base import document
 from overlay.base.errors import Exit, OverlayError
@@ -113,7 +113,7 @@ def _matrices(
             f"Make them in a checkout: vllm-overlay matrix {' '.join(missing)} --stock",
             Exit.USAGE,
         )
-    judged = [matrix.judge(root, name) for name in names]
+    judged = [runnable.judge(root, name) for name in names]
     return (
         tuple(pair for pair, _ in judged),
         tuple(problem for _, problems in judged for problem in problems),

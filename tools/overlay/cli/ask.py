@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import click
@@ -165,7 +165,8 @@ def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     out.print(table, soft_wrap=False)
 
 
-def _print_answers(answers: Iterable[explain.Answer]) -> None:
+def _print_answers(answers: Sequence[explain.Answer]) -> None:
+    _wrapped(explain.summary(answers))
     table = Table("release", "stock", "overlay", "to change here", box=None, pad_edge=False)
     for one in answers:
         row = (

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from overlay.answers import compiled, evidence, matrix, matrix_run
+from overlay.answers import compiled, evidence, matrix, matrix_run, runnable
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import (
@@ -181,7 +181,7 @@ def matrix_command(
     Triton, as they are launched; stock and patched have the same. It takes XX minutes a release.
 
     \b
-    Examples:
+    Example:
       vllm-overlay matrix 0.8.5.post1 --stock
       vllm-overlay matrix 0.8.5.post1 --triton --check
     """
@@ -232,7 +232,7 @@ def _matrix(
     place = (folder / release.name).absolute()
     for made in matrix_run.run(workspace, release, place, variants, jobs) if variants else ():
         problems += matrix.settle(root, made, check)
-    kept, worse = matrix.judge(root, release.name)
+    kept, worse = runnable.judge(root, release.name)
     return _Found(
         {f"{one.release} {one.variant}": matrix.counts(one) for one in kept},
         [matrix.summary(one) for one in kept],

@@ -1,0 +1,156 @@
+"""Whether a cell can run at all: there is code for its GPU, and Triton compiles what it launches.
+
+The matrix has what selection does and what attention computes, on CPU stand-ins. This lays over it
+what the binaries (`binaries`) and Triton (`compiled`) say of each GPU, on stock and patched alike.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from overlay.answers import binaries, compiled, matrix
+from overlay.answers.binaries import Binaries
+from overlay.answers.compiled import Compiled, Use
+from overlay.answers.matrix import (
+    Cell,
+    Matrix,
+    Outcome,
+    Row,
+    compress,
+    computed_dtype,
+    expand,
+)
+
+#: How the experts are held in a checkpoint that is not quantised.
+UNQUANTISED = "unquantised"
+#: Attention that Triton compiles, by the impl that launches it.
+ATTENTION: Mapping[str, Use] = {
+    "v1.triton_attn.TritonAttentionImpl": "v1-triton",
+    "v1.tree_attn.TreeAttentionImpl": "v1-tree",
+}
+
+
+def _launches(outcome: Outcome) -> bool:
+    """Whether kernels are launched: all else stops before."""
+    return outcome.verdict in ("right", "wrong") or outcome.stage == "kernel"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a cell's kernels depend on, but for its backend."""
+
+    dtype: str
+    kv_cache_dtype: str
+    capability: str
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """What is known of a release's kernels; None where nothing is kept."""
+
+    binaries: Binaries | None = None
+    compiled: Compiled | None = None
+
+    def over(self, outcome: Outcome, place: Place) -> Outcome:
+        """The outcome, or that it cannot run, with the reason."""
+        if not _launches(outcome):
+            return outcome
+        found = self._no_code(outcome.backend, place) or self._not_compiled(outcome.backend, place)
+        if found is None:
+            return outcome
+        basis, reason = found
+        return outcome.model_copy(
+            update={"verdict": "cannot-run", "message": reason, "basis": basis, "stage": "kernel"}
+        )
+
+    def _no_code(self, backend: str, place: Place) -> tuple[str, str] | None:
+        lacking = self.binaries.lacking(place.capability, backend) if self.binaries else ()
+        if self.binaries is None or not lacking:
+            return None
+        has_none = f"has no code for capability {place.capability}"
+        torch = self.binaries.torch
+        if "torch" in lacking:
+            code = "; ".join(map(str, torch.code))
+            return "binaries", f"torch {torch.version} {has_none}, but for {code}"
+        wheel = f"the wheel of {self.binaries.release}"
+        return "binaries", f"{wheel} {has_none} in its kernels for {', '.join(lacking)}"
+
+    def _not_compiled(self, backend: str, place: Place) -> tuple[str, str] | None:
+        if self.compiled is None:
+            return None
+        dtype = computed_dtype(place.dtype, place.capability)
+        launches: list[tuple[Use, str]] = [("fused_moe", UNQUANTISED)]
+        if backend in ATTENTION:
+            launches.append((ATTENTION[backend], place.kv_cache_dtype))
+        for use, kind in launches:
+            answer = self.compiled.answer(use, kind, dtype, place.capability)
+            if answer is not None and not answer.runs:
+                return "compiled", answer.reason
+        return None
+
+
+def known(root: Path, release: str) -> Kernels:
+    """What is kept of a release's kernels.
+
+    Raises:
+        OverlayError: a file is damaged.
+    """
+    has_code = binaries.path_of(root, release).is_file()
+    has_triton = compiled.path_of(root, release).is_file()
+    return Kernels(
+        binaries.read(root, release) if has_code else None,
+        compiled.read(root, release) if has_triton else None,
+    )
+
+
+def laid_over(
+    kept: Matrix, kernels: Kernels, stands_for: Mapping[str, str] | None = None
+) -> Matrix:
+    """The matrix, with what cannot run said to be so.
+
+    `stands_for`: capabilities of GPUs for which a column of another one answers, by that column.
+    """
+    numbers = {outcome: number for number, outcome in enumerate(kept.outcomes)}
+    axes = product(kept.axes.dtype, kept.axes.kv_cache_dtype, kept.axes.capability)
+    instead = stands_for or {}
+    places = [Place(dtype, kv, instead.get(column, column)) for dtype, kv, column in axes]
+
+    @functools.cache
+    def number(old: int, place: Place) -> int:
+        return numbers.setdefault(kernels.over(kept.outcomes[old], place), len(numbers))
+
+    def laid(row: Row) -> Row:
+        found = zip(expand(row.llama4), places, strict=True)
+        return row.model_copy(update={"llama4": compress(number(old, at) for old, at in found)})
+
+    rows = tuple(map(laid, kept.rows))
+    return kept.model_copy(update={"outcomes": tuple(numbers), "rows": rows})
+
+
+def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:
+    """What is kept of a release, stock and patched, with what cannot run, and the problems of the
+    latter: what `matrix.compare` finds, and what stock can run.
+
+    Raises:
+        OverlayError: a file is missing or damaged.
+    """
+    stock, patched = (
+        matrix.read(matrix.path_of(root, release, variant)) for variant in ("stock", "patched")
+    )
+    kernels = known(root, release)
+    laid = laid_over(stock, kernels), laid_over(patched, kernels)
+    return laid, (*matrix.compare(stock, patched), *compare(*laid))
+
+
+def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
+    """Where stock runs, and is right, the patched release has to run too: a line each kind."""
+    problems: dict[str, list[Cell]] = {}
+    for cell, new in patched.llama4.items():
+        if new.verdict == "cannot-run" and stock.llama4[cell].verdict == "right":
+            problem = f"right on stock, cannot run here: {new.message}"
+            problems.setdefault(problem, []).append(cell)
+    return matrix.lines_of(patched.release, problems)
