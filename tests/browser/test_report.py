@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver import Keys
 
-from overlay.answers import matrix
+from overlay.answers import runnable
 from overlay.answers.grid import LOOKS
 from overlay.answers.matrix import Cell, Matrix, Outcome
 from overlay.patches.workspace import Workspace
@@ -24,7 +24,7 @@ AA = 4.5
 @pytest.fixture(scope="module")
 def pairs(workspace: Workspace) -> list[Pair]:
     root = workspace.project.root
-    return [matrix.judge(root, one.name)[0] for one in workspace.versions.patched]
+    return [runnable.judge(root, one.name)[0] for one in workspace.versions.patched]
 
 
 def told(outcome: Outcome, cell: Cell) -> dict[str, str]:

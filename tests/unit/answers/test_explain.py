@@ -330,6 +330,7 @@ def test_json(kept_run: Run) -> None:
         (("--release", "0.9", "--gpu", "T4"), "0.9 has no Llama 4: the model came with 1.0"),
         (("--release", "1.0", "--gpu", "P40"), "no kernels for capability 6.1"),
         (("--gpu", "B300"), "the matrix has no capability like 10.3"),
+        (("--gpu", "GB200"), "no capability like 10.0; its processor is 64-bit Arm"),
         (("--release", "1.0", "--capability", "7.0"), "no settings are right on this GPU"),
     ],
 )

@@ -50,6 +50,13 @@ def test_every_spelling_finds_it(gpu: Gpu) -> None:
         ("NVIDIA B200", "B200", "10.0"),
         ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "RTX PRO 6000 Blackwell", "12.0"),
         ("NVIDIA GB10", "GB10", "12.1"),
+        ("Orin (nvgpu)", "Jetson Orin", "8.7"),
+        ("NVIDIA Jetson AGX Orin Developer Kit", "Jetson Orin", "8.7"),
+        ("NVIDIA Thor", "Jetson Thor", "11.0"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "RTX PRO 6000 Blackwell", "12.0"),
+        ("NVIDIA H20-3e", "H20", "9.0"),
+        ("NVIDIA A100-PG509-200", "A100", "8.0"),
+        ("NVIDIA GB200", "GB200", "10.0"),
         ("rtx4070ti", "RTX 4070", "8.9"),
         ("h100-pcie", "H100", "9.0"),
     ],
@@ -65,7 +72,6 @@ def test_driver_names(driver: str, name: str, capability: str) -> None:
         ("RTX 6000", ("Quadro RTX 6000 (7.5)", "RTX 6000 Ada (8.9)", "RTX PRO 6000")),
         ("A101", ("A100 (8.0)",)),
         ("A100 banana", ("A100 (8.0)",)),
-        ("Instinct MI300X", ("no name in the table is near it",)),
         ("", ("no name in the table is near it",)),
         ("--", ("no name",)),
     ],
@@ -76,3 +82,24 @@ def test_unknown_names(name: str, said: tuple[str, ...]) -> None:
     assert raised.value.status is Exit.USAGE
     for words in said:
         assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("AMD Instinct MI300X", "ROCm"),
+        ("MI250", "ROCm"),
+        ("Radeon RX 7900 XTX", "ROCm"),
+        ("Intel Arc A770", "Intel"),
+        ("Gaudi2", "Intel"),
+        ("TPU v5e", "XLA"),
+        ("Trainium2", "Neuron"),
+        ("CPU", "CPUs"),
+        ("Apple M3", "CPUs"),
+    ],
+)
+def test_what_is_no_nvidia_gpu(name: str, said: str) -> None:
+    with pytest.raises(OverlayError, match="is not covered") as raised:
+        find(name)
+    assert said in str(raised.value)
+    assert raised.value.status is Exit.USAGE

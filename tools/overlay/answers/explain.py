@@ -98,7 +98,7 @@ class Target:
     column: str | None
     """None if no column does."""
     note: str = ""
-    """Why it is another column than its own, or none."""
+    """Why it is another column than its own, or none; or what else is to be known of it."""
     is_too_old: bool = False
     """Whether vLLM's wheels have no kernels for it."""
 
@@ -188,7 +188,11 @@ def target(name: str, capability: str, columns: Sequence[str]) -> Target:
     mine, known = gpus.version(capability), sorted(map(gpus.version, columns))
     if mine < known[0]:
         oldest = ".".join(map(str, known[0]))
-        note = f"vLLM's wheels have no kernels for capability {capability}: they start at {oldest}"
+        note = (
+            f"vLLM's wheels have no kernels for capability {capability}: they start at {oldest}. "
+            "A vLLM and a torch built for it would not do: the experts run in Triton, which starts "
+            "there too"
+        )
         return Target(name, capability, None, note, is_too_old=True)
     lower = [one for one in known if one[0] == mine[0] and one < mine]
     if not lower:
@@ -356,6 +360,9 @@ def ask(
         if found.column is not None:
             laid = runs_on(root, release, kept, found)
             answers.append(_answer(workspace, release, laid, settings, found.column))
+    caveat = gpus.caveat(found.name)
+    if caveat:
+        found = replace(found, note="; ".join(part for part in (found.note, caveat) if part))
     if any(one.patched.cannot_run for one in answers):
         others = _elsewhere(workspace, found, settings)
         answers = [replace(one, elsewhere=others) if one.patched.cannot_run else one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from overlay.base.errors import Exit, OverlayError
 
@@ -19,6 +20,8 @@ class Gpu:
     """Its compute capability, e.g. 7.5."""
     aliases: tuple[str, ...] = ()
     """Other names that `find` takes."""
+    host: Literal["x86_64", "aarch64", "jetson"] = "x86_64"
+    """What it is sold in, if that is one: aarch64 with a Grace or GB10 processor, or a Jetson."""
 
 
 def version(capability: str) -> tuple[int, int]:
@@ -34,6 +37,20 @@ def version(capability: str) -> tuple[int, int]:
 def _geforce(capability: str, *numbers: str) -> tuple[Gpu, ...]:
     # The Ti, SUPER, D and laptop variants of a number share its capability.
     return tuple(Gpu(f"RTX {number}", capability, (number,)) for number in numbers)
+
+
+#: What is to be known of a host that is no x86_64 server or desktop.
+_HOSTS = {
+    "aarch64": "its processor is 64-bit Arm, for which the package index has a wheel of 0.10.2 "
+    "alone; vllm-overlay build --wheel, or install --other-build, patches that one",
+    "jetson": "the package index has no wheel for a Jetson; vllm-overlay install --other-build "
+    "patches a build that has upstream's Python files. Nothing was run on one",
+}
+
+
+def caveat(name: str) -> str:
+    """What is to be known of the host that the GPU called `name` in the table is sold in."""
+    return next((_HOSTS.get(gpu.host, "") for gpu in GPUS if gpu.name == name), "")
 
 
 _TABLE = (
@@ -80,22 +97,30 @@ _TABLE = (
     Gpu("RTX 4500 Ada", "8.9"),
     Gpu("RTX 5000 Ada", "8.9"),
     Gpu("RTX 6000 Ada", "8.9", ("6000 Ada",)),
-    Gpu("GH200", "9.0"),
+    Gpu("GH200", "9.0", host="aarch64"),
     Gpu("H20", "9.0"),
     Gpu("H100", "9.0"),
     Gpu("H200", "9.0"),
     Gpu("H800", "9.0"),
     Gpu("B200", "10.0"),
-    Gpu("GB200", "10.0"),
+    Gpu("GB200", "10.0", host="aarch64"),
     Gpu("B300", "10.3"),
-    Gpu("GB300", "10.3"),
+    Gpu("GB300", "10.3", host="aarch64"),
     *_geforce("12.0", "5050", "5060", "5070", "5080", "5090"),
     Gpu("RTX PRO 2000 Blackwell", "12.0", ("RTX PRO 2000",)),
     Gpu("RTX PRO 4000 Blackwell", "12.0", ("RTX PRO 4000",)),
     Gpu("RTX PRO 4500 Blackwell", "12.0", ("RTX PRO 4500",)),
     Gpu("RTX PRO 5000 Blackwell", "12.0", ("RTX PRO 5000",)),
     Gpu("RTX PRO 6000 Blackwell", "12.0", ("RTX PRO 6000",)),
-    Gpu("GB10", "12.1", ("DGX Spark",)),
+    Gpu("GB10", "12.1", ("DGX Spark",), host="aarch64"),
+    Gpu("Jetson Xavier", "7.2", ("Xavier", "Jetson AGX Xavier", "Jetson Xavier NX"), "jetson"),
+    Gpu(
+        "Jetson Orin",
+        "8.7",
+        ("Orin", "Jetson AGX Orin", "AGX Orin", "Jetson Orin NX", "Jetson Orin Nano"),
+        "jetson",
+    ),
+    Gpu("Jetson Thor", "11.0", ("Thor", "Jetson AGX Thor", "AGX Thor"), "jetson"),
 )
 #: By capability, then name.
 GPUS: tuple[Gpu, ...] = tuple(sorted(_TABLE, key=lambda gpu: (version(gpu.capability), gpu.name)))
@@ -104,8 +129,8 @@ GPUS: tuple[Gpu, ...] = tuple(sorted(_TABLE, key=lambda gpu: (version(gpu.capabi
 _MAKERS = {"nvidia", "tesla", "geforce", "grid"}
 #: What drivers put after it: form, memory, a slice, a variant. Numbers may stand there too.
 _TAIL = re.compile(
-    r"\d+|gb|g|sxm|pcie?|hbm|e|nvl|mig|ti|super|[bcdhmqs]|laptop|notebook|mobile|gpu|max|with|"
-    r"design|generation|workstation|server|edition|sff|lhr"
+    r"\d+|gb|g|pg|sxm|pcie?|hbm|e|nvl|mig|ti|super|[bcdhmqs]|laptop|notebook|mobile|gpu|max|with|"
+    r"design|generation|workstation|server|edition|sff|lhr|nvgpu|developer|kit"
 )
 
 
@@ -121,6 +146,25 @@ def _words(name: str) -> list[str]:
     return parts
 
 
+#: What is no NVIDIA GPU, by words of its name, and why this overlay says nothing of it.
+_OTHERS = (
+    (
+        r"\b(amd|instinct|radeon|mi\d{2,3}[ax]?|rx|gfx\d+)\b",
+        "it runs ROCm: vLLM for it is another build, with attention backends of its own",
+    ),
+    (
+        r"\b(intel|arc|gaudi\d?|hpu|xpu|ponte|xeon)\b",
+        "vLLM for Intel's GPUs, Gaudi and CPUs is another build, with backends of its own",
+    ),
+    (r"\b(tpu|v[2-6][ep]?)\b", "vLLM for TPUs is another build, in which XLA computes attention"),
+    (r"\b(trainium\d?|trn\d|inferentia\d?|inf\d)\b", "vLLM for Neuron is another build"),
+    (
+        r"\b(cpu|epyc|ryzen|apple|m[1-5]|mps)\b",
+        "vLLM for CPUs is another build, with backends of its own",
+    ),
+)
+
+
 _KNOWN = {"".join(_words(name)): gpu for gpu in GPUS for name in (gpu.name, *gpu.aliases)}
 
 
@@ -128,13 +172,19 @@ def find(name: str) -> Gpu:
     """The GPU called `name`, by a person or by its driver ("NVIDIA A100-SXM4-80GB").
 
     Raises:
-        OverlayError: unknown, or said of several; near names are listed.
+        OverlayError: unknown, or said of several (near names are listed), or no NVIDIA GPU.
     """
     words = _words(name)
     for end in range(len(words), 0, -1):
         gpu = _KNOWN.get("".join(words[:end]))
         if gpu and all(map(_TAIL.fullmatch, words[end:])):
             return gpu
+    why = next((why for pattern, why in _OTHERS if re.search(pattern, name.casefold())), None)
+    if why:
+        raise OverlayError(
+            f"{name!r} is not covered", f"{why}, and nothing of it was run with these patches",
+            "Use an NVIDIA GPU, or a vLLM after 0.10.2, whose V1 attends within chunks", Exit.USAGE,
+        )  # fmt: skip
     near = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in _near(words))
     raise OverlayError(
         f"unknown GPU {name!r}",
