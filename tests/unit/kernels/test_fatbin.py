@@ -36,6 +36,13 @@ def test_what_is_in_a_library() -> None:
         assert fatbin.kernels(stream, each) == {mangled(RMS), mangled(ROPE)}
 
 
+def test_units_may_be_padded() -> None:
+    """As in vLLM's libraries for aarch64, between units and at the end."""
+    units = (unit(entry("9.0", BOTH)), bytes(24), unit(entry("10.0", BOTH)), bytes(12))
+    found = list(fatbin.units(io.BytesIO(made(*units))))
+    assert [one.cubins[0].architecture for one in found] == ["9.0", "10.0"]
+
+
 def test_only_the_unit_that_has_the_kernel_counts() -> None:
     found = kernels_in(WHOLE, RMS, "moe_kernel", "flash_kernel")
     assert found == {

@@ -42,7 +42,8 @@ def _geforce(capability: str, *numbers: str) -> tuple[Gpu, ...]:
 #: What is to be known of a host that is no x86_64 server or desktop.
 _HOSTS = {
     "aarch64": "its processor is 64-bit Arm, for which the package index has a wheel of 0.10.2 "
-    "alone; vllm-overlay build --wheel, or install --other-build, patches that one",
+    "alone, which is not of the tag's sources (vllm/envs.py) and not patched; build one of "
+    "the patched sdist",
     "jetson": "the package index has no wheel for a Jetson; vllm-overlay install --other-build "
     "patches a build that has upstream's Python files. Nothing was run on one",
 }

@@ -1,6 +1,7 @@
 """CUDA's fat binaries: what nvcc leaves of GPU code in a library.
 
-They lie end to end in the section `.nv_fatbin`, one for each file that was compiled (a unit):
+They lie in the section `.nv_fatbin`, end to end or with zeros between them, one for each file that
+was compiled (a unit):
 
 - a header of 16 bytes: magic, version, its own size, and the size of all that follows;
 - entries: a header of 64 bytes or more with kind, architecture, flags and sizes, then the code.
@@ -84,7 +85,7 @@ def units(library: IO[bytes]) -> Iterator[Unit]:
         DamagedError: it is no library, or broken.
     """
     at, end = _fat_binaries(library)
-    while at < end:
+    while (at := _after_padding(library, at, end)) < end:
         magic, version, header, size = HEADER.unpack(_read(library, at, HEADER.size))
         if (magic, version) != (MAGIC, VERSION) or header < HEADER.size:
             raise DamagedError(f"there is no fat binary at byte {at}")
@@ -92,6 +93,16 @@ def units(library: IO[bytes]) -> Iterator[Unit]:
         if at > end:
             raise DamagedError(f"the fat binary before byte {at} is cut short")
         yield Unit(tuple(_entries(library, first, at)))
+
+
+def _after_padding(library: IO[bytes], at: int, end: int) -> int:
+    """Where the next fat binary is, from `at`: they are aligned, in libraries for aarch64."""
+    while at < end:
+        zeros = _read(library, at, min(8, end - at))
+        if zeros.strip(b"\0"):
+            return at
+        at += len(zeros)
+    return at
 
 
 def _entries(library: IO[bytes], at: int, end: int) -> Iterator[Entry]:
