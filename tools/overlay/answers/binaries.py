@@ -10,10 +10,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from overlay.answers.matrix import FOLDER, write_text
+from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
+from overlay.base.models import first_problem
 from overlay.kernels import needed
 from overlay.kernels.code import Code
 from overlay.kernels.needed import Need
@@ -129,11 +131,10 @@ def read(root: Path, release: str) -> Binaries:
     """
     path = path_of(root, release)
     try:
-        return Binaries.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        return Binaries.model_validate_json(plain_file.read(path))
+    except (OSError, ValueError) as error:
         raise OverlayError(
-            f"{path} can't be read", why, f"Make it: vllm-overlay kernels {release} --keep",
+            f"{path} can't be read", first_problem(error), f"Make it: vllm-overlay kernels {release} --keep",
             Exit.USAGE,
         ) from error  # fmt: skip
 

@@ -17,7 +17,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from overlay.answers.matrix import FOLDER, Runs, compress, expand, line, settle_text
-from overlay.base.errors import Exit, OverlayError
+from overlay.base import plain_file
+from overlay.base.errors import Exit, OverlayError, said
+from overlay.base.models import first_problem
 
 SCHEMA = 1
 AGAIN = "Make it again: vllm-overlay matrix RELEASE --triton"
@@ -170,9 +172,9 @@ def read(root: Path, release: str) -> Compiled:
     """
     path = path_of(root, release)
     try:
-        raw = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise OverlayError(f"cannot read {path}", str(error), AGAIN, Exit.USAGE) from error
+        raw = json.loads(plain_file.read(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise OverlayError(f"cannot read {path}", said(error), AGAIN, Exit.USAGE) from error
     return _validated(raw, str(path))
 
 
@@ -180,10 +182,8 @@ def _validated(raw: object, where: str) -> Compiled:
     try:
         return Compiled.model_validate(raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "top level"
         raise OverlayError(
-            f"{where} is not of Triton's kernels", f"{place}: {first['msg']}", AGAIN, Exit.USAGE
+            f"{where} is not of Triton's kernels", first_problem(error), AGAIN, Exit.USAGE
         ) from error
 
 

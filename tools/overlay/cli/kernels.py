@@ -101,5 +101,5 @@ def _print(found: Binaries) -> None:
     out.print(f"All that every backend needs has code for: {', '.join(everywhere) or 'none'}\n")
 
 
-#: Of the GPUs that are known by name.
-_CAPABILITIES = tuple(dict.fromkeys(gpu.capability for gpu in gpus.GPUS))
+#: Of the GPUs that are known by name, but for Jetsons, to which cubins of others promise nothing.
+_CAPABILITIES = tuple(dict.fromkeys(gpu.capability for gpu in gpus.GPUS if gpu.host != "jetson"))
