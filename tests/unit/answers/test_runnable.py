@@ -170,3 +170,13 @@ def test_no_cell_of_the_real_matrix_is_right_without_kernels(variant: matrix.Var
     }
     assert not verdicts & {"right", "wrong"}
     assert "cannot-run" in verdicts
+
+
+def test_build_tells_on_which_gpus_the_wheel_is_right(run: Run, upstream: Upstream) -> None:
+    keep(upstream.root, "1.0")
+    binaries.write(upstream.root, code("7.5", "8.9", release="1.0"))
+    ran = run("build", "1.0", "--out", "dist")
+    assert ran.status == 0, ran.err
+    assert "right on compute capability 7.5 with --dtype float16, 8.9 (vllm-overlay" in ran.out
+    (upstream.root / "matrix" / "1.0.patched.json").unlink()
+    assert "compute capability" not in run("build", "1.0", "--out", "dist").out

@@ -134,8 +134,8 @@ def read(root: Path, release: str) -> Binaries:
         return Binaries.model_validate_json(plain_file.read(path))
     except (OSError, ValueError) as error:
         raise OverlayError(
-            f"{path} can't be read", first_problem(error), f"Make it: vllm-overlay kernels {release} --keep",
-            Exit.USAGE,
+            f"{path} can't be read", first_problem(error),
+            f"Make it: vllm-overlay kernels {release} --keep", Exit.USAGE,
         ) from error  # fmt: skip
 
 

@@ -370,12 +370,36 @@ def ask(
     return found, answers
 
 
-def _elsewhere(workspace: Workspace, found: Target, settings: Settings) -> tuple[Elsewhere, ...]:
-    """The releases of the matrix that are right on a GPU, patched, and what to set there.
+def capabilities(root: Path, release: Release) -> dict[str, tuple[str, ...]]:
+    """On which compute capabilities of the matrix a patched release is right past the chunk, and
+    what has to be set there; nothing if the matrix does not have the release.
 
-    Settings in another dtype than the model's or half precision are no way out: they take twice the
-    memory.
+    Raises:
+        OverlayError: a file is damaged.
     """
+    if not is_kept(root, release):
+        return {}
+    patched = runnable.laid_over(
+        matrix.read(matrix.path_of(root, release.name, "patched")),
+        runnable.known(root, release.name),
+    )
+    found = {name: _way(patched, Settings().cell(name), CHUNK) for name in patched.axes.capability}
+    return {name: changes for name, changes in found.items() if changes is not None}
+
+
+def _way(patched: Matrix, cell: Cell, chunk: int) -> tuple[str, ...] | None:
+    """What makes a cell right at the same length, in half precision; None if nothing does.
+
+    float32 is no way: it takes twice the memory.
+    """
+    use = nearest(patched, cell, chunk)
+    if use is None or use.cell.length != cell.length or "--dtype float32" in use.changes:
+        return None
+    return use.changes
+
+
+def _elsewhere(workspace: Workspace, found: Target, settings: Settings) -> tuple[Elsewhere, ...]:
+    """The releases of the matrix that are right on a GPU, patched, and what to set there."""
     root, ways = workspace.project.root, list[Elsewhere]()
     for release in workspace.versions.patched:
         if not is_kept(root, release) or found.column is None:
@@ -384,9 +408,9 @@ def _elsewhere(workspace: Workspace, found: Target, settings: Settings) -> tuple
         cell = settings.cell(found.column)
         if patched.outcome_of(replace(cell, flashinfer=False)) is None:
             continue
-        use = nearest(patched, cell, settings.chunk)
-        if use and use.cell.length == cell.length and "--dtype float32" not in use.changes:
-            ways.append(Elsewhere(release.name, use.changes))
+        way = _way(patched, cell, settings.chunk)
+        if way is not None:
+            ways.append(Elsewhere(release.name, way))
     return tuple(ways)
 
 

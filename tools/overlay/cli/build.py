@@ -9,6 +9,7 @@ from typing import get_args
 
 import click
 
+from overlay.answers import explain
 from overlay.base.console import counted, err, log_for, out, print_json
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.output import write
@@ -162,7 +163,20 @@ def build_command(
         print_json({"file": str(built.path), "sha256": built.sha256, "size": built.size})
         return
     out.print(f"{built.path}\nsha256 {built.sha256}  {built.size / 1e6:.1f} MB")
+    if wheel is None and not source:
+        _print_gpus(workspace, one)
     out.print(f"pip install '{built.path}'", style="bold")
+
+
+def _print_gpus(workspace: Workspace, one: Release) -> None:
+    """On which GPUs the official kernels run Llama 4; nothing if the matrix lacks the release."""
+    found = explain.capabilities(workspace.project.root, one)
+    if found:
+        told = [
+            name + (f" with {' and '.join(changes)}" if changes else "")
+            for name, changes in found.items()
+        ]
+        out.print(f"right on compute capability {', '.join(told)} (vllm-overlay explain)")
 
 
 def _build(
