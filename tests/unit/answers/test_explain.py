@@ -412,3 +412,16 @@ def test_readme_shows_what_it_prints(
         main()
     printed = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
     assert printed == shown.split("```")[0]
+
+
+def test_readme_names_the_releases_that_run_on_each_gpu() -> None:
+    root = Path(__file__).parents[3]
+    rows = (root / "README.md").read_text("utf-8").split("<!-- gpus -->\n")[1].split("\n\n")[0]
+    told = dict(row.strip("| ").split(" | ")[1:] for row in rows.splitlines()[2:])
+    patched = versions.load(root / "VERSIONS.toml").patched
+    order = [release.name for release in patched]
+    found: dict[str, list[str]] = {}
+    for release in patched:
+        for capability in explain.capabilities(root, release):
+            found.setdefault(capability, []).append(release.name)
+    assert told == {name: versions.ranges(names, order) for name, names in found.items()}
