@@ -26,7 +26,10 @@ _NOISE = (
     (re.compile(r"tmp\w{6,}"), "tmp…"),
     (re.compile(r"\s+"), " "),
 )
-_SAID = re.compile(r"(?P<whole>LLVM ERROR: .*|.*Assertion .*)|\berror\s*: (?P<rest>.*)")
+_SAID = re.compile(
+    r"(?P<whole>(?:Unsupported conversion from .*\n)?LLVM ERROR: .*|Assertion .*)"
+    r"|\b(?:error|fatal)\s*: (?P<rest>.*)"
+)
 """How LLVM, MLIR and ptxas say what is wrong, in the first line that does."""
 LONGEST = 300
 

@@ -82,6 +82,22 @@ def test_what_llvm_aborts() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("Unsupported conversion from f16 to f16\nLLVM ERROR: Unsupported rounding mode.\n",
+         "Unsupported conversion from f16 to f16 LLVM ERROR: Unsupported rounding mode."),
+        ("python3.12: /src/AccelerateMatmul.cpp:36: int f(int): Assertion `no' failed.\n",
+         "Assertion `no' failed."),
+        ("ptxas fatal   : Value 'sm_100' is not defined\nRepro command: ptxas\n",
+         "Value 'sm_100' is not defined"),
+    ],
+)  # fmt: skip
+def test_what_is_told_of_their_output(words: str, message: str) -> None:
+    """What people search for: no interpreter, and no line of Triton's own sources."""
+    assert one_line(told(words)) == message
+
+
 def test_what_dies_in_silence() -> None:
     assert attempt(lambda: die_of(signal.SIGSEGV)) == Result(message="the compiler died of SIGSEGV")
 

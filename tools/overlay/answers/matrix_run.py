@@ -38,7 +38,7 @@ class Program:
 
 #: A whole release takes 4 minutes on two cores.
 MATRIX = Program("matrix", 1200.0)
-#: A whole release takes XX minutes on two cores.
+#: A whole release takes 5 to 8 minutes on two cores.
 TRITON = Program("compiled", 3600.0)
 
 
