@@ -24,6 +24,8 @@ from overlay.releases.versions import Release, Versions, ranges
 #: `attention_chunk_size` of the released Llama 4 models, tokens.
 CHUNK = 8192
 BACKEND, ENGINE = "VLLM_ATTENTION_BACKEND", "VLLM_USE_V1"
+#: A change that takes twice the memory for weights and KV cache.
+FLOAT32 = "--dtype float32"
 #: vLLM's other names of an axis' values.
 SYNONYMS = {"fp8_e4m3": "fp8", "half": "float16", "float": "float32"}
 VARIANTS: tuple[Variant, Variant] = ("stock", "patched")
@@ -393,7 +395,7 @@ def _way(patched: Matrix, cell: Cell, chunk: int) -> tuple[str, ...] | None:
     float32 is no way: it takes twice the memory.
     """
     use = nearest(patched, cell, chunk)
-    if use is None or use.cell.length != cell.length or "--dtype float32" in use.changes:
+    if use is None or use.cell.length != cell.length or FLOAT32 in use.changes:
         return None
     return use.changes
 
@@ -565,7 +567,8 @@ def summary(answers: Sequence[Answer]) -> str:
 
 def _with(changes: tuple[str, ...], releases: str) -> str:
     """Releases, and what to set for them."""
-    return releases + (f" with {' and '.join(changes)}" if changes else "")
+    costs = ", at twice the memory" if FLOAT32 in changes else ""
+    return releases + (f" with {' and '.join(changes)}{costs}" if changes else "")
 
 
 def ways_out(one: Answer) -> list[str]:
