@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from made_upstream import Ran, Upstream, package, write_wheel
-from overlay.answers import doctor, probe
+from overlay.answers import binaries, doctor, probe
 from overlay.answers.explain import Settings
 from overlay.answers.probe import Device, visible
 from overlay.base.errors import OverlayError
@@ -27,6 +27,7 @@ from overlay.wheels import record
 from overlay.wheels.build import build_from, build_wheel
 
 from ..made_matrix import keep
+from .test_runnable import code
 
 T4 = "0, GPU-aaaa, Tesla T4, 7.5\n"
 A10 = "1, GPU-bbbb, NVIDIA A10, 8.6\n"
@@ -403,6 +404,21 @@ def test_gpu_that_the_matrix_has_not(machine: Machine) -> None:
     found = machine.report("--capability", "11.0")
     assert found["to_change"] == []
     assert "the matrix has no capability like 11.0" in found["notes"]
+
+
+def test_another_torch_decides_what_can_run(patched: Machine) -> None:
+    """The release's has code for the GPU, the installed one has none."""
+    binaries.write(patched.upstream.root, code("8.0", release="1.0"))
+    assert patched.report()["to_change"] == []
+    info = patched.site / "torch-2.9.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.9.0\n")
+    paths = json.dumps([str(patched.site)])
+    patched.script("python", f"case \"$*\" in *torch*) echo sm_90;; *) echo '{paths}';; esac")
+    ran = patched.call("doctor", "--python", str(patched.folder / "bin" / "python"))
+    assert ran.status == 1
+    assert "torch 2.9.0 has no code for capability 8.6, but for 9.0" in words(ran.out)
+    assert "torch is 2.9.0, not the release's 2.6.0" in words(ran.out)
 
 
 def test_named_gpu_goes_before_the_one_there(machine: Machine) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overlay.answers import advice, explain, probe
+from overlay.answers import advice, explain, probe, runnable, stack
 from overlay.answers.explain import BACKEND, ENGINE, Answer, Settings, Target, VariantAnswer
 from overlay.answers.matrix import UNSET
 from overlay.answers.probe import Device, Devices, Installed, Python
+from overlay.answers.runnable import Kernels
+from overlay.answers.stack import Stack
 from overlay.base.errors import OverlayError, some
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
@@ -92,9 +94,10 @@ def examine(
     devices = Devices((), "") if named else probe.devices()
     used = probe.visible(devices.found, environ.get(VISIBLE))
     asked = [named] if named else list(dict.fromkeys((d.name, d.capability) for d in used))
-    answers = list[tuple[Target, Answer | None]]()
+    answers, found_stack = list[tuple[Target, Answer | None]](), Stack(Kernels())
     try:
-        answers = _answers(workspace, identity, asked, settings)
+        found_stack = _stack(workspace, identity, python)
+        answers = _answers(workspace, identity, asked, settings, found_stack.kernels)
     except OverlayError as error:
         to_change.append(f"{error.what}: {error.why}. {error.fix}")
     to_change += _of_install(workspace, installed, identity, python)
@@ -106,8 +109,9 @@ def examine(
     return Report(
         python.executable, installed, identity, devices, used, settings,
         {name: environ[name] for name in SHOWN if name in environ}, tuple(answers),
-        tuple(
-            _notes(workspace, identity, environ, devices, used, answers, installed)
+        (
+            *_notes(workspace, identity, environ, devices, used, answers, installed),
+            *found_stack.notes,
         ),
         tuple(dict.fromkeys(to_change)),
     )  # fmt: skip
@@ -121,11 +125,19 @@ def _identity(workspace: Workspace, installed: Installed | None) -> Identity:
     return identify(named if installed.is_in_place else installed.version, workspace.versions)
 
 
+def _stack(workspace: Workspace, identity: Identity, python: Python) -> Stack:
+    """What the kernels of the release come to with the torch and the Triton that are there."""
+    if identity.release is None:
+        return Stack(Kernels())
+    return stack.look(python, runnable.known(workspace.project.root, identity.release.name))
+
+
 def _answers(
     workspace: Workspace,
     identity: Identity,
     asked: Sequence[tuple[str, str]],
     settings: Settings,
+    kernels: Kernels,
 ) -> list[tuple[Target, Answer | None]]:
     """What the matrix has for each capability, once."""
     found = dict[str, tuple[Target, Answer | None]]()
@@ -134,7 +146,7 @@ def _answers(
     for name, capability in asked:
         if capability and capability not in found:
             target, answers = explain.ask(
-                workspace, [identity.release], (name, capability), settings
+                workspace, [identity.release], (name, capability), settings, kernels
             )
             found[capability] = target, answers[0] if answers else None
     return list(found.values())

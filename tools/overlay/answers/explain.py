@@ -17,6 +17,7 @@ from typing import Any, Literal
 from overlay.answers import evidence, gpus, matrix, runnable
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
+from overlay.answers.runnable import Kernels
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions, ranges
@@ -215,13 +216,15 @@ def load(root: Path, release: Release) -> Kept:
     }
 
 
-def runs_on(root: Path, release: Release, kept: Kept, found: Target) -> Kept:
-    """The same, with what cannot run on a GPU said to be so.
+def runs_on(
+    root: Path, release: Release, kept: Kept, found: Target, kernels: Kernels | None = None
+) -> Kept:
+    """The same, with what cannot run on a GPU said to be so, by `kernels` if they are given.
 
     Raises:
         OverlayError: a file is damaged.
     """
-    kernels = runnable.known(root, release.name)
+    kernels = kernels or runnable.known(root, release.name)
     stands_for = {found.column: found.capability} if found.column else {}
     return {variant: runnable.laid_over(one, kernels, stands_for) for variant, one in kept.items()}
 
@@ -337,10 +340,15 @@ def _setting(axis: str, value: str, chunk: int) -> str:
 
 
 def ask(
-    workspace: Workspace, releases: Sequence[Release], gpu: tuple[str, str], settings: Settings
+    workspace: Workspace,
+    releases: Sequence[Release],
+    gpu: tuple[str, str],
+    settings: Settings,
+    kernels: Kernels | None = None,
 ) -> tuple[Target, list[Answer]]:
     """How Llama 4 runs with `settings` on a GPU, given as name and capability, in patched releases.
 
+    `kernels` are those of the environment, where it has others than the release.
     Of several releases, those that the matrix has and that know the backend. No answers, but a
     note, if the matrix has none for the GPU or the release has no patches.
 
@@ -360,7 +368,7 @@ def ask(
     for release, kept in known.items():
         found = target(*gpu, kept["stock"].axes.capability)
         if found.column is not None:
-            laid = runs_on(root, release, kept, found)
+            laid = runs_on(root, release, kept, found, kernels)
             answers.append(_answer(workspace, release, laid, settings, found.column))
     caveat = gpus.caveat(found.name)
     if caveat:
