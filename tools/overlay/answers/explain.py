@@ -30,7 +30,7 @@ FLOAT32 = "--dtype float32"
 #: vLLM's other names of an axis' values.
 SYNONYMS = {"fp8_e4m3": "fp8", "half": "float16", "float": "float32"}
 VARIANTS: tuple[Variant, Variant] = ("stock", "patched")
-#: Faults of stock, by the topic of the patch that fixes each, that are none of attention.
+#: Faults of stock that no setting of the matrix shows, by the topic of the patch that fixes each.
 OTHER_FAULTS = {
     "llama4-qk-norm": "Scout's queries and keys are normed wrongly, at any length",
     "llama4-sampler": "a request for prompt_logprobs stops the V1 engine",
@@ -38,6 +38,11 @@ OTHER_FAULTS = {
     "llama4-image-dtype": "with images and any dtype but bfloat16, it dies at start-up",
     "llama4-images-off": "with --limit-mm-per-prompt '{\"image\": 0}', V1 with CUDA graphs answers "
     "garbage",
+    "llama4-text-only": "a text-only checkpoint (Llama4ForCausalLM) attends globally in all layers",
+    "v1-hybrid-off-local": "with KV transfer, KV events, EAGLE or "
+    "--disable-hybrid-kv-cache-manager, V1 attends globally",
+    "moe-input-mutation": "compiled, V1 may answer garbage, by the sizes of the model's shards",
+    "v1-full-graph-local": "with full CUDA graphs, V1 attends globally",
 }
 
 Length = Literal["past", "at"]
@@ -163,7 +168,7 @@ class Answer:
     stock: VariantAnswer
     patched: VariantAnswer
     other_faults: tuple[str, ...]
-    """What else is wrong in stock, on V1 or at any length: `right` is said of attention alone."""
+    """What else is wrong in stock, which the matrix' settings do not show."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where this release, patched, cannot run with these settings: the releases that can."""
 
@@ -571,6 +576,16 @@ def summary(answers: Sequence[Answer]) -> str:
     found = sorted(by_changes.items(), key=lambda item: len(item[0]))
     told = [_with(changes, ranges(names, order)) for changes, names in found]
     return f"Patched and right here: {'; '.join(told)}."
+
+
+def other_faults(answers: Sequence[Answer]) -> list[str]:
+    """What else is wrong in stock of several releases, in their order: a sentence a fault."""
+    order = [one.release.name for one in answers]
+    by_fault: dict[str, list[str]] = {}
+    for one in answers:
+        for fault in one.other_faults:
+            by_fault.setdefault(fault, []).append(one.release.name)
+    return [f"Stock {ranges(names, order)}: {fault}." for fault, names in by_fault.items()]
 
 
 def _with(changes: tuple[str, ...], releases: str) -> str:

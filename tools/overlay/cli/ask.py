@@ -177,7 +177,6 @@ def _print_answers(answers: Sequence[explain.Answer]) -> None:
         )
         table.add_row(*map(Text, row))
     out.print(table, soft_wrap=False)
-    for one in answers:
-        for fault in one.other_faults:
-            _wrapped(f"{one.release.name} stock, other fault: {fault}.")
+    for fault in explain.other_faults(answers):
+        _wrapped(fault)
     _wrapped("One of them in detail: --release RELEASE")
