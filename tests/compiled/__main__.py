@@ -23,6 +23,7 @@ os.environ["VLLM_NO_USAGE_STATS"] = "1"
 os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
 
 from matrix import driver
+from matrix.outcome import place_of
 from regress import fake_cuda, third_party
 from regress.releases import installed_release
 
@@ -81,7 +82,8 @@ def outcome_of(launch: launches.Launch, card: Card, results: Results) -> Outcome
         try:
             launch.run()
         except Exception as error:
-            return Outcome(message=one_line(message_of(error)))
+            said = message_of(error) if str(error) else f"{type(error).__name__}: {place_of(error)}"
+            return Outcome(message=one_line(said))
     if not collected.kernels:
         raise RuntimeError(f"{launch.use} of {launch.kind} in {launch.dtype} launches nothing")
     return worst((one.name, result_of(one, card, results)) for one in collected.kernels)

@@ -28,7 +28,7 @@ _NOISE = (
 )
 _SAID = re.compile(
     r"(?P<whole>(?:Unsupported conversion from .*\n)?LLVM ERROR: .*|Assertion .*)"
-    r"|\b(?:error|fatal)\s*: (?P<rest>.*)"
+    r"|\b(?:error|fatal)\s*: (?!Internal Triton)(?P<rest>.*)"
 )
 """How LLVM, MLIR and ptxas say what is wrong, in the first line that does."""
 LONGEST = 300

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from made_upstream import Ran, Upstream
-from overlay.answers import compiled, matrix_run
+from overlay.answers import compiled, matrix, matrix_run
 from overlay.answers.compiled import Answer, Compiled
 from overlay.base.errors import OverlayError
 from overlay.base.project import Project
 from overlay.patches.workspace import Workspace
+from overlay.releases import versions
 
 MOE = "vllm.model_executor.layers.fused_moe.fused_moe.fused_moe_kernel"
 PREFIX = "vllm.attention.ops.prefix_prefill._fwd_kernel"
@@ -170,7 +171,8 @@ def test_command_does_one_thing(run: Callable[..., Ran], compiles: list[str], op
 
 
 ROOT = Path(__file__).parents[3]
-KEPT = sorted(path.name.removesuffix(".triton.json") for path in ROOT.glob("matrix/*.triton.json"))
+VERSIONS = versions.load(ROOT / "VERSIONS.toml")
+KEPT = [release.name for release in VERSIONS.patched]
 LAUNCHERS = {
     "vllm/attention/ops/paged_attn.py",
     "vllm/v1/attention/backends/triton_attn.py",
@@ -187,9 +189,20 @@ def test_patched_is_compiled_as_stock(release: str, tmp_path: Path) -> None:
     kernels = {f"{one.module.replace('.', '/')}.py" for one in kept.outcomes if one.kernel}
     assert "vllm/model_executor/layers/fused_moe/fused_moe.py" in kernels
     changed = {
-        file.path
-        for patch in workspace.patches(workspace.versions.get(release))
-        for file in patch.files
+        file.path for patch in workspace.patches(VERSIONS.get(release)) for file in patch.files
     }
     assert changed
     assert not changed & (kernels | LAUNCHERS)
+
+
+@pytest.mark.parametrize("release", KEPT)
+def test_speaks_of_every_gpu_of_the_matrix(release: str) -> None:
+    """And of the checkpoints and caches that every release has."""
+    kept = compiled.read(ROOT, release)
+    asked = matrix.read(matrix.path_of(ROOT, release, "patched")).axes
+    assert set(asked.capability) <= {gpu.capability for gpu in kept.gpus}
+    for capability in asked.capability:
+        assert kept.answer("fused_moe", "unquantised", "float16", capability) is not None
+        for kv_cache_dtype in asked.kv_cache_dtype:
+            for use in ("v0-prefix", "v1-triton"):
+                assert kept.answer(use, kv_cache_dtype, "float16", capability) is not None

@@ -388,9 +388,7 @@ def test_other_faults_of_stock_are_told(upstream: Upstream, run: Run) -> None:
         listing.write("llama4-sampler/1.0.patch\n")
     ran = run("explain", "--gpu", "A10", "--release", "1.0")
     assert "other fault: a request for prompt_logprobs stops the V1 engine" in words(ran.out)
-    assert "Stock 1.0: a request for prompt_logprobs" in words(
-        run("explain", "--gpu", "A10").out
-    )
+    assert "Stock 1.0: a request for prompt_logprobs" in words(run("explain", "--gpu", "A10").out)
 
 
 def test_topics_of_other_faults_exist() -> None:

@@ -91,6 +91,8 @@ def test_what_llvm_aborts() -> None:
          "Assertion `no' failed."),
         ("ptxas fatal   : Value 'sm_100' is not defined\nRepro command: ptxas\n",
          "Value 'sm_100' is not defined"),
+        ("PTXAS error: Internal Triton PTX codegen error\n`ptxas` stderr:\nptxas fatal   : no\n",
+         "no"),
     ],
 )  # fmt: skip
 def test_what_is_told_of_their_output(words: str, message: str) -> None:

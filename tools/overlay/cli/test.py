@@ -178,7 +178,7 @@ def matrix_command(
     the patched release must not fail, refuse without a remedy, or be worse than stock anywhere.
 
     With --triton, the kernels that Llama 4 launches are compiled for every GPU by the release's
-    Triton, as they are launched; stock and patched have the same. That takes 5 to 8 minutes.
+    Triton, as they are launched; stock and patched have the same. It takes 5 to 8 minutes.
 
     \b
     Example:
