@@ -11,7 +11,7 @@ import pytest
 from made_upstream import Ran, Upstream
 from overlay.answers import binaries, compiled, explain, matrix, runnable
 from overlay.answers.binaries import Binaries, Torch, Wheel
-from overlay.answers.compiled import Compiled
+from overlay.answers.compiled import Compiled, Row
 from overlay.answers.explain import Settings
 from overlay.answers.matrix import Outcome
 from overlay.answers.runnable import Kernels
@@ -180,3 +180,24 @@ def test_build_tells_on_which_gpus_the_wheel_is_right(run: Run, upstream: Upstre
     assert "right on compute capability 7.5 with --dtype float16, 8.9 (vllm-overlay" in ran.out
     (upstream.root / "matrix" / "1.0.patched.json").unlink()
     assert "compute capability" not in run("build", "1.0", "--out", "dist").out
+
+
+def test_v0_without_chunks(run: Run, upstream: Upstream) -> None:
+    """On 7.5 XFormers runs, and the prefix kernel lacks shared memory."""
+    keep(upstream.root, "1.0")
+    known = triton()
+    rows = (
+        *known.rows[1:3],
+        Row(use="fused_moe", kind="unquantised", dtype="float16", results="3*0"),
+        Row(use="v0-prefix", kind="auto", dtype="float16", results="2 2*0"),
+    )
+    whole = known.model_copy(update={"rows": rows})
+    compiled.path_of(upstream.root, "1.0").write_text(compiled.dumps(whole))
+    one = ("explain", "--gpu", "T4", "--release", "1.0", "--dtype", "half")
+    text = " ".join(run(*one).out.split())
+    assert "overlay right, V0 XFormers" in text
+    assert "besides: chunked prefill and prefix caching cannot run: kernel_unified" in text
+    told = json.loads(run(*one, "--json").out)
+    assert len(told["releases"]["1.0"]["besides"]) == 1
+    text = run("explain", "--gpu", "A10", "--release", "1.0").out
+    assert "besides" not in text

@@ -59,11 +59,20 @@ def explained(
             ("other fault: a text-only checkpoint (Llama4ForCausalLM) attends globally",),
         ),
         (
+            ("--gpu", "H200", "--release", "0.10.1.1", "--backend", "FLEX_ATTENTION"),
+            ("besides: with --enforce-eager it died twice on an NVIDIA H200",),
+        ),
+        (
+            ("--gpu", "T4", "--release", "0.10.2", "--v1", "0"),
+            ("besides: chunked prefill and prefix caching cannot run: _fwd_kernel needs 98304",),
+        ),
+        (
             ("--gpu", "GB300"),
             ("No release that this overlay patches runs Llama 4 on this GPU past a chunk.",),
         ),
     ],
-    ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "kv-connector", "text-only", "gb300"],
+    ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "kv-connector", "text-only", "flex-eager",
+         "t4-v0", "gb300"],
 )  # fmt: skip
 def test_it_is_answered(
     monkeypatch: pytest.MonkeyPatch,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from overlay.answers import evidence, gpus, matrix, runnable
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
-from overlay.answers.runnable import Kernels
+from overlay.answers.runnable import Kernels, Place
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions, ranges
@@ -43,6 +43,13 @@ OTHER_FAULTS = {
     "--disable-hybrid-kv-cache-manager, V1 attends globally",
     "moe-input-mutation": "compiled, V1 may answer garbage, by the sizes of the model's shards",
     "v1-full-graph-local": "with full CUDA graphs, V1 attends globally",
+}
+
+#: Engines that died on a GPU, patched, by release and attention impl: what they were started with
+#: beyond the matrix' settings, and what happened.
+DIED = {
+    ("0.10.1.1", "v1.flex_attention.FlexAttentionImpl"): "with --enforce-eager it died twice on an "
+    "NVIDIA H200, of an illegal memory access (docs/gpu-results.md)",
 }
 
 Length = Literal["past", "at"]
@@ -71,11 +78,16 @@ class Settings:
 
     def cell(self, column: str) -> Cell:
         """Its place in the matrix, in a capability's column."""
-        kv_cache_dtype = SYNONYMS.get(self.kv_cache_dtype, self.kv_cache_dtype)
-        dtype = SYNONYMS.get(self.dtype, self.dtype)
+        place = self.place(column)
         return Cell(
-            self.backend, self.v1, self.length, self.flashinfer, dtype, kv_cache_dtype, column
-        )
+            self.backend, self.v1, self.length, self.flashinfer, place.dtype,
+            place.kv_cache_dtype, column,
+        )  # fmt: skip
+
+    def place(self, capability: str) -> Place:
+        """What kernels depend on, on a GPU of that capability."""
+        kv_cache_dtype = SYNONYMS.get(self.kv_cache_dtype, self.kv_cache_dtype)
+        return Place(SYNONYMS.get(self.dtype, self.dtype), kv_cache_dtype, capability)
 
     def __str__(self) -> str:
         """In a sentence's words."""
@@ -169,6 +181,8 @@ class Answer:
     patched: VariantAnswer
     other_faults: tuple[str, ...]
     """What else is wrong in stock, which the matrix' settings do not show."""
+    besides: tuple[str, ...] = ()
+    """What does not work there, patched, with settings that the matrix does not have."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where this release, patched, cannot run with these settings: the releases that can."""
 
@@ -373,8 +387,12 @@ def ask(
     for release, kept in known.items():
         found = target(*gpu, kept["stock"].axes.capability)
         if found.column is not None:
-            laid = runs_on(root, release, kept, found, kernels)
-            answers.append(_answer(workspace, release, laid, settings, found.column))
+            kernels_here = kernels or runnable.known(root, release.name)
+            laid = runs_on(root, release, kept, found, kernels_here)
+            one = _answer(workspace, release, laid, settings, found.column)
+            place = settings.place(found.capability)
+            besides = _besides(release, one.patched.outcome, kernels_here, place)
+            answers.append(replace(one, besides=besides))
     caveat = gpus.caveat(found.name)
     if caveat:
         found = replace(found, note="; ".join(part for part in (found.note, caveat) if part))
@@ -411,6 +429,18 @@ def _way(patched: Matrix, cell: Cell, chunk: int) -> tuple[str, ...] | None:
     if use is None or use.cell.length != cell.length or FLOAT32 in use.changes:
         return None
     return use.changes
+
+
+def _besides(release: Release, outcome: Outcome, kernels: Kernels, place: Place) -> tuple[str, ...]:
+    """What is known of a patched release beyond its outcome."""
+    prefix = kernels.without_chunks(outcome, place)
+    died = DIED.get((release.name, outcome.backend), "")
+    return tuple(
+        part
+        for part in (f"chunked prefill and prefix caching cannot run: {prefix}" if prefix else "",
+                     died)
+        if part
+    )  # fmt: skip
 
 
 def _elsewhere(workspace: Workspace, found: Target, settings: Settings) -> tuple[Elsewhere, ...]:
@@ -558,6 +588,7 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
         *(("", f"other fault: {fault}") for fault in one.other_faults),
         ("overlay", told(one.patched, gpu)),
         ("", advice(one.patched)),
+        *(("", f"besides: {said}") for said in one.besides),
         *(("", way) for way in ways_out(one)),
         ("wheel", install(one)),
     ]
@@ -631,6 +662,7 @@ def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
         "version": one.version,
         **both,
         "stock_besides": list(one.other_faults),
+        "besides": list(one.besides),
         "elsewhere": {other.release: list(other.changes) for other in one.elsewhere},
     }
 

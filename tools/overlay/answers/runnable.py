@@ -67,6 +67,17 @@ class Kernels:
             update={"verdict": "cannot-run", "message": reason, "basis": basis, "stage": "kernel"}
         )
 
+    def without_chunks(self, outcome: Outcome, place: Place) -> str:
+        """Why V0's chunked prefill and prefix caching cannot run; nothing if they can, or are V1's.
+
+        They take a kernel of Triton's in place of the backend's own.
+        """
+        if outcome.engine != "v0" or not _launches(outcome) or self.compiled is None:
+            return ""
+        dtype = computed_dtype(place.dtype, place.capability)
+        answer = self.compiled.answer("v0-prefix", place.kv_cache_dtype, dtype, place.capability)
+        return "" if answer is None or answer.runs else answer.reason
+
     def _no_code(self, backend: str, place: Place) -> tuple[str, str] | None:
         lacking = self.binaries.lacking(place.capability, backend) if self.binaries else ()
         if self.binaries is None or not lacking:
