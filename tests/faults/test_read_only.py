@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Upstream, at
-from unit.made_matrix import keep
+from made_upstream import Upstream
 
-from .tool import Place, as_nobody, go
+from .tool import Place, as_nobody, go, with_matrix
 
 NAME = "vllm-1.0+llama4.1-cp38-abi3-manylinux1_x86_64.whl"
 
@@ -27,15 +26,7 @@ def shared(patched: Upstream) -> Iterator[Place]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         folder.chmod(0o755)
-        for part in ("root", "served"):
-            source = getattr(patched, part)
-            shutil.copytree(source, folder / source.name)
-        made = at(folder)
-        keep(made.root, "1.0", "1.1")
-        (made.root / "docs").mkdir()
-        for document in ("gpu-results.md", "benchmarks.md"):
-            (made.root / "docs" / document).write_text("# Of it\n")
-        place = Place.below(made, folder)
+        place = Place.below(with_matrix(patched, folder), folder)
         assert go(place.command("fetch", "--all")).status == 0
         yield place
 

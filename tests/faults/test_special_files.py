@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Upstream, at
-from unit.made_matrix import keep
+from made_upstream import Upstream
 
-from .tool import Place, go
+from .tool import Place, go, with_matrix
 
 
 def endless(path: Path) -> None:
@@ -73,13 +72,7 @@ COMMANDS: dict[str, dict[tuple[str, ...], set[int]]] = {
 def checkout(patched: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Upstream:
     """The upstream with a matrix, documents and a filled cache; tests work on copies."""
     folder = tmp_path_factory.mktemp("checkout")
-    for part in (patched.root, patched.served):
-        shutil.copytree(part, folder / part.name)
-    made = at(folder)
-    keep(made.root, "1.0", "1.1")
-    for name in ("gpu-results.md", "benchmarks.md"):
-        (made.root / "docs").mkdir(exist_ok=True)
-        (made.root / "docs" / name).write_text("# Of it\n")
+    made = with_matrix(patched, folder)
     assert go(Place.below(made, folder).command("validate", "--all")).status == 0
     return made
 

@@ -14,9 +14,8 @@ import pytest
 
 from made_upstream import Upstream, at
 from overlay.cli.main import COMMANDS
-from unit.made_matrix import keep
 
-from .tool import Ended, Place, go
+from .tool import Ended, Place, go, with_matrix
 
 #: Seconds after which a process counts as hanging.
 HANGING = 120
@@ -29,13 +28,7 @@ TESTS = Path(__file__).parents[1]
 def kept(patched: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Upstream:
     """The upstream with a matrix, documents, tests, a filled cache and a wheel."""
     folder = tmp_path_factory.mktemp("kept")
-    for part in (patched.root, patched.served):
-        shutil.copytree(part, folder / part.name)
-    made = at(folder)
-    keep(made.root, "1.0", "1.1")
-    (made.root / "docs").mkdir()
-    for name in ("gpu-results.md", "benchmarks.md"):
-        (made.root / "docs" / name).write_text("# Of it\n")
+    made = with_matrix(patched, folder)
     left_out = shutil.ignore_patterns("__pycache__", "unit", "faults")
     shutil.copytree(TESTS, made.root / "tests", ignore=left_out)
     place = Place.below(made, folder)

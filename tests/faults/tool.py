@@ -24,9 +24,10 @@ from pathlib import Path
 
 import overlay.cli.main
 import overlay.releases.index
-from made_upstream import Upstream, git
+from made_upstream import Upstream, at, git
 from overlay.base.digest import sha256
 from overlay.releases.index import IndexSettings
+from unit.made_matrix import keep
 
 #: What a killed run leaves running becomes a child of this process, which can wait for it.
 PR_SET_CHILD_SUBREAPER = 36
@@ -40,6 +41,18 @@ WRITES = frozenset(
         "os.truncate", "subprocess.Popen", "fcntl.flock",
     )
 )  # fmt: skip
+
+
+def with_matrix(patched: Upstream, folder: Path) -> Upstream:
+    """A copy of the upstream in `folder`, with a matrix and the documents of its report."""
+    for part in (patched.root, patched.served):
+        shutil.copytree(part, folder / part.name)
+    made = at(folder)
+    keep(made.root, "1.0", "1.1")
+    (made.root / "docs").mkdir()
+    for name in ("gpu-results.md", "benchmarks.md"):
+        (made.root / "docs" / name).write_text("# Of it\n")
+    return made
 
 
 @dataclass(frozen=True)

@@ -235,13 +235,15 @@ def test_files_that_share_their_bytes_with_a_cache_are_left_alone(
     assert cached.read_bytes() == before
 
 
-def test_new_and_deleted_modules(bare_upstream: Upstream, environments: Path) -> None:
-    def change(tree: Path) -> None:
-        (tree / "vllm/new").mkdir()
-        (tree / "vllm/new/chunked.py").write_text("CHUNK = 8192\n")
-        git(tree, "rm", "-q", "vllm/attention.py")
+def replace_a_module(tree: Path) -> None:
+    """What a patch does that adds a module and deletes one."""
+    (tree / "vllm/new").mkdir()
+    (tree / "vllm/new/chunked.py").write_text("CHUNK = 8192\n")
+    git(tree, "rm", "-q", "vllm/attention.py")
 
-    bare_upstream.patch("topic-a/1.0.patch", change, series=("1.0",))
+
+def test_new_and_deleted_modules(bare_upstream: Upstream, environments: Path) -> None:
+    bare_upstream.patch("topic-a/1.0.patch", replace_a_module, series=("1.0",))
     bare_upstream.lock()
     place = make_place(bare_upstream, environments / "uv")
     before = place.files

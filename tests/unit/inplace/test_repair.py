@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from made_upstream import Ran, Upstream, accept_use_irope, git
+from made_upstream import Ran, Upstream, accept_use_irope
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.journal import IN_SITE, Journal
 from overlay.inplace import site_files
@@ -31,6 +31,7 @@ from .test_inplace import (
     place,
     put,
     remove,
+    replace_a_module,
 )
 
 __all__ = ["each", "environments", "place"]
@@ -127,13 +128,7 @@ def test_doctor_names_it_and_it_heals(patched: Place, change: Change) -> None:
 
 def test_new_and_deleted_modules(bare_upstream: Upstream, environments: Path) -> None:
     """Those that patches add come again, and those that they delete go again."""
-
-    def change(tree: Path) -> None:
-        (tree / "vllm/new").mkdir()
-        (tree / "vllm/new/chunked.py").write_text("CHUNK = 8192\n")
-        git(tree, "rm", "-q", "vllm/attention.py")
-
-    bare_upstream.patch("topic-a/1.0.patch", change, series=("1.0",))
+    bare_upstream.patch("topic-a/1.0.patch", replace_a_module, series=("1.0",))
     bare_upstream.lock()
     place = make_place(bare_upstream, environments / "uv")
     place.install()
