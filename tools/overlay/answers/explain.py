@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -121,6 +121,11 @@ class Target:
     """Why it is another column than its own, or none; or what else is to be known of it."""
     is_too_old: bool = False
     """Whether vLLM's wheels have no kernels for it."""
+
+    @property
+    def stands_for(self) -> dict[str, str]:
+        """Its capability, by the column that answers for it."""
+        return {} if self.column is None else {self.column: self.capability}
 
     def __str__(self) -> str:
         """T4 (capability 7.5)."""
@@ -235,17 +240,15 @@ def load(root: Path, release: Release) -> Kept:
     }
 
 
-def runs_on(
-    root: Path, release: Release, kept: Kept, found: Target, kernels: Kernels | None = None
-) -> Kept:
-    """The same, with what cannot run on a GPU said to be so, by `kernels` if they are given.
+def _patched(root: Path, release: Release, stands_for: Mapping[str, str] | None = None) -> Matrix:
+    """What is kept of a patched release, with what cannot run said to be so, as
+    `runnable.laid_over` has it.
 
     Raises:
-        OverlayError: a file is damaged.
+        OverlayError: a file is missing or damaged.
     """
-    kernels = kernels or runnable.known(root, release.name)
-    stands_for = {found.column: found.capability} if found.column else {}
-    return {variant: runnable.laid_over(one, kernels, stands_for) for variant, one in kept.items()}
+    kept = matrix.read(matrix.path_of(root, release.name, "patched"))
+    return runnable.laid_over(kept, runnable.known(root, release.name), stands_for)
 
 
 def is_kept(root: Path, release: Release) -> bool:
@@ -388,7 +391,10 @@ def ask(
         found = target(*gpu, kept["stock"].axes.capability)
         if found.column is not None:
             kernels_here = kernels or runnable.known(root, release.name)
-            laid = runs_on(root, release, kept, found, kernels_here)
+            laid = {
+                variant: runnable.laid_over(one, kernels_here, found.stands_for)
+                for variant, one in kept.items()
+            }
             one = _answer(workspace, release, laid, settings, found.column)
             place = settings.place(found.capability)
             besides = _besides(release, one.patched.outcome, kernels_here, place)
@@ -397,7 +403,9 @@ def ask(
     if caveat:
         found = replace(found, note="; ".join(part for part in (found.note, caveat) if part))
     if any(one.patched.cannot_run for one in answers):
-        others = _elsewhere(workspace, found, settings)
+        # Those of another torch or Triton say nothing of the release's own.
+        uses = {} if kernels else {one.release.name: one.patched.use for one in answers}
+        others = _elsewhere(workspace, found, settings, uses)
         answers = [replace(one, elsewhere=others) if one.patched.cannot_run else one
                    for one in answers]  # fmt: skip
     return found, answers
@@ -412,20 +420,17 @@ def capabilities(root: Path, release: Release) -> dict[str, tuple[str, ...]]:
     """
     if not is_kept(root, release):
         return {}
-    patched = runnable.laid_over(
-        matrix.read(matrix.path_of(root, release.name, "patched")),
-        runnable.known(root, release.name),
-    )
-    found = {name: _way(patched, Settings().cell(name), CHUNK) for name in patched.axes.capability}
+    patched = _patched(root, release)
+    cells = {name: Settings().cell(name) for name in patched.axes.capability}
+    found = {name: _way(nearest(patched, cell, CHUNK), cell) for name, cell in cells.items()}
     return {name: changes for name, changes in found.items() if changes is not None}
 
 
-def _way(patched: Matrix, cell: Cell, chunk: int) -> tuple[str, ...] | None:
-    """What makes a cell right at the same length, in half precision; None if nothing does.
+def _way(use: RightSettings | None, cell: Cell) -> tuple[str, ...] | None:
+    """What makes a cell right at the same length, in half precision; None if `use` does not.
 
     float32 is no way: it takes twice the memory.
     """
-    use = nearest(patched, cell, chunk)
     if use is None or use.cell.length != cell.length or FLOAT32 in use.changes:
         return None
     return use.changes
@@ -443,20 +448,39 @@ def _besides(release: Release, outcome: Outcome, kernels: Kernels, place: Place)
     )  # fmt: skip
 
 
-def _elsewhere(workspace: Workspace, found: Target, settings: Settings) -> tuple[Elsewhere, ...]:
-    """The releases of the matrix that are right on a GPU, patched, and what to set there."""
-    root, ways = workspace.project.root, list[Elsewhere]()
+def _elsewhere(
+    workspace: Workspace,
+    found: Target,
+    settings: Settings,
+    uses: Mapping[str, RightSettings | None],
+) -> tuple[Elsewhere, ...]:
+    """The releases of the matrix that are right on a GPU, patched, and what to set there.
+
+    `uses`: what is known of some of them already, by name.
+    """
+    assert found.column is not None
+    cell, ways = settings.cell(found.column), list[Elsewhere]()
     for release in workspace.versions.patched:
-        if not is_kept(root, release) or found.column is None:
-            continue
-        patched = runs_on(root, release, load(root, release), found)["patched"]
-        cell = settings.cell(found.column)
-        if patched.outcome_of(replace(cell, flashinfer=False)) is None:
-            continue
-        way = _way(patched, cell, settings.chunk)
+        if release.name in uses:
+            use = uses[release.name]
+        else:
+            use = _use_elsewhere(workspace.project.root, release, found, cell, settings.chunk)
+        way = _way(use, cell)
         if way is not None:
             ways.append(Elsewhere(release.name, way))
     return tuple(ways)
+
+
+def _use_elsewhere(
+    root: Path, release: Release, found: Target, cell: Cell, chunk: int
+) -> RightSettings | None:
+    """The nearest settings that are right in another release; None if it does not have the cell."""
+    if not is_kept(root, release):
+        return None
+    patched = _patched(root, release, found.stands_for)
+    if patched.outcome_of(replace(cell, flashinfer=False)) is None:
+        return None
+    return nearest(patched, cell, chunk)
 
 
 def _filled(outcome: Outcome, cell: Cell, settings: Settings) -> Outcome:
@@ -597,14 +621,14 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
 def summary(answers: Sequence[Answer]) -> str:
     """Which of several releases, in their order, are right when patched: a sentence."""
     order = [one.release.name for one in answers]
-    by_changes: dict[tuple[str, ...], list[str]] = {}
-    for one in answers:
-        use = one.patched.use
-        if use and not (use.changes and use.changes[-1].startswith("--max-model-len")):
-            by_changes.setdefault(use.changes, []).append(one.release.name)
-    if not by_changes:
+    uses = [(one.release.name, one.patched.use) for one in answers]
+    found = _by_changes(
+        (name, use.changes)
+        for name, use in uses
+        if use and not (use.changes and use.changes[-1].startswith("--max-model-len"))
+    )
+    if not found:
         return "No release that this overlay patches runs Llama 4 on this GPU past a chunk."
-    found = sorted(by_changes.items(), key=lambda item: len(item[0]))
     told = [_with(changes, ranges(names, order)) for changes, names in found]
     return f"Patched and right here: {'; '.join(told)}."
 
@@ -619,6 +643,16 @@ def other_faults(answers: Sequence[Answer]) -> list[str]:
     return [f"Stock {ranges(names, order)}: {fault}." for fault, names in by_fault.items()]
 
 
+def _by_changes(
+    found: Iterable[tuple[str, tuple[str, ...]]],
+) -> list[tuple[tuple[str, ...], list[str]]]:
+    """Releases that want the same changes together, those that want the fewest first."""
+    names: dict[tuple[str, ...], list[str]] = {}
+    for name, changes in found:
+        names.setdefault(changes, []).append(name)
+    return sorted(names.items(), key=lambda item: len(item[0]))
+
+
 def _with(changes: tuple[str, ...], releases: str) -> str:
     """Releases, and what to set for them."""
     costs = ", at twice the memory" if FLOAT32 in changes else ""
@@ -627,10 +661,7 @@ def _with(changes: tuple[str, ...], releases: str) -> str:
 
 def ways_out(one: Answer) -> list[str]:
     """The releases that run where this one cannot, those with the same settings first."""
-    by_changes: dict[tuple[str, ...], list[str]] = {}
-    for other in one.elsewhere:
-        by_changes.setdefault(other.changes, []).append(other.release)
-    found = sorted(by_changes.items(), key=lambda item: len(item[0]))
+    found = _by_changes((other.release, other.changes) for other in one.elsewhere)
     if one.patched.cannot_run and not found:
         return ["no release that this overlay patches runs it on this GPU"]
     return [f"patched and right on this GPU: {_with(changes, ', '.join(names))}"

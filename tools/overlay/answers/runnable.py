@@ -123,15 +123,22 @@ def laid_over(
 ) -> Matrix:
     """The matrix, with what cannot run said to be so.
 
-    `stands_for`: capabilities of GPUs for which a column of another one answers, by that column.
+    `stands_for`: the columns that are asked for, and the capability of the GPU that each answers
+    for; the others stay as they are. Without, each column answers for itself.
     """
+    if stands_for is None:
+        stands_for = {column: column for column in kept.axes.capability}
     numbers = {outcome: number for number, outcome in enumerate(kept.outcomes)}
     axes = product(kept.axes.dtype, kept.axes.kv_cache_dtype, kept.axes.capability)
-    instead = stands_for or {}
-    places = [Place(dtype, kv, instead.get(column, column)) for dtype, kv, column in axes]
+    places = [
+        Place(dtype, kv, stands_for[column]) if column in stands_for else None
+        for dtype, kv, column in axes
+    ]
 
     @functools.cache
-    def number(old: int, place: Place) -> int:
+    def number(old: int, place: Place | None) -> int:
+        if place is None:
+            return old
         return numbers.setdefault(kernels.over(kept.outcomes[old], place), len(numbers))
 
     def laid(row: Row) -> Row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from typing import Annotated, Literal
@@ -69,6 +70,7 @@ def _runs(architecture: str, capability: str, kind: Literal["cubin", "ptx"]) -> 
     return wanted >= (major, minor) and (kind == "ptx" or wanted[0] == major)
 
 
+@functools.cache
 def _parts(architecture: str) -> tuple[int, int, str]:
     found = re.fullmatch(_PATTERN, architecture)
     if found is None:
