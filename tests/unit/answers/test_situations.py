@@ -59,8 +59,9 @@ def explained(
             ("other fault: a text-only checkpoint (Llama4ForCausalLM) attends globally",),
         ),
         (
-            ("--gpu", "H200", "--release", "0.10.1.1", "--backend", "FLEX_ATTENTION"),
-            ("besides: with --enforce-eager it died twice on an NVIDIA H200",),
+            ("--gpu", "H200", "--release", "0.10.1.1", "--backend", "FLEX_ATTENTION", "--dtype",
+             "float16"),
+            ("overlay right, V1 FlexAttention", "whole engines on an NVIDIA H200, 2026-11-29"),
         ),
         (
             ("--gpu", "T4", "--release", "0.10.2", "--v1", "0"),
@@ -71,7 +72,7 @@ def explained(
             ("No release that this overlay patches runs Llama 4 on this GPU past a chunk.",),
         ),
     ],
-    ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "kv-connector", "text-only", "flex-eager",
+    ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "kv-connector", "text-only", "flex",
          "t4-v0", "gb300"],
 )  # fmt: skip
 def test_it_is_answered(

@@ -45,13 +45,6 @@ OTHER_FAULTS = {
     "v1-full-graph-local": "with full CUDA graphs, V1 attends globally",
 }
 
-#: Engines that died on a GPU, patched, by release and attention impl: what they were started with
-#: beyond the matrix' settings, and what happened.
-DIED = {
-    ("0.10.1.1", "v1.flex_attention.FlexAttentionImpl"): "with --enforce-eager it died twice on an "
-    "NVIDIA H200, of an illegal memory access (docs/gpu-results.md)",
-}
-
 Length = Literal["past", "at"]
 Kept = dict[Variant, Matrix]
 
@@ -397,7 +390,7 @@ def ask(
             }
             one = _answer(workspace, release, laid, settings, found.column)
             place = settings.place(found.capability)
-            besides = _besides(release, one.patched.outcome, kernels_here, place)
+            besides = _besides(one.patched.outcome, kernels_here, place)
             answers.append(replace(one, besides=besides))
     caveat = gpus.caveat(found.name)
     if caveat:
@@ -436,16 +429,10 @@ def _way(use: RightSettings | None, cell: Cell) -> tuple[str, ...] | None:
     return use.changes
 
 
-def _besides(release: Release, outcome: Outcome, kernels: Kernels, place: Place) -> tuple[str, ...]:
+def _besides(outcome: Outcome, kernels: Kernels, place: Place) -> tuple[str, ...]:
     """What is known of a patched release beyond its outcome."""
     prefix = kernels.without_chunks(outcome, place)
-    died = DIED.get((release.name, outcome.backend), "")
-    return tuple(
-        part
-        for part in (f"chunked prefill and prefix caching cannot run: {prefix}" if prefix else "",
-                     died)
-        if part
-    )  # fmt: skip
+    return (f"chunked prefill and prefix caching cannot run: {prefix}",) if prefix else ()
 
 
 def _elsewhere(
