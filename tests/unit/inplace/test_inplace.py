@@ -610,10 +610,12 @@ def test_the_command_and_what_others_say_then(
     dry = run("install", "--python", venv, "--dry-run")
     assert (dry.status, dry.err) == (0, "")
     assert "M vllm/attention.py" in dry.out
-    assert "would be patched to 1.0+llama4.1: 1 file changed, 0 added, 0 removed" in dry.out
+    told = "1 of 1 patch applied, 1 file changed, 0 added, 0 removed"
+    assert f"would be patched to 1.0+llama4.1: {told}" in dry.out
     assert "Version: 1.0\n" in ask(*pip, "show", "vllm")
     found = json.loads(run("install", "--python", venv, "--json").out)
     assert found["action"] == "patched"
+    assert found["patches"] == {"applied": 1, "listed": 1}
     assert found["files"] == {"vllm/attention.py": "M"}
     assert "Version: 1.0+llama4.1\n" in ask(*pip, "show", "vllm")
     assert ask(*pip, "freeze") == "vllm==1.0+llama4.1\n"
@@ -624,10 +626,10 @@ def test_the_command_and_what_others_say_then(
     assert said["vllm"]["kind"] == "patched"
     assert said["vllm"]["files_damaged"] == []
     assert not [each for each in said["to_change"] if "again" in each]
-    assert "is patched already" in run("install", "--python", venv).out
+    assert "is patched already: 1 of 1 patch applied" in run("install", "--python", venv).out
     back = run("install", "--python", venv, "--revert")
     assert (back.status, back.err) == (0, "")
-    assert "reverted to 1.0" in back.out
+    assert "reverted to 1.0: 0 of 1 patch applied" in back.out
     assert ask(*pip, "freeze") == frozen
     assert run("install", "--python", venv).status == 0
     ask(*pip, "uninstall", "-q", "-y", "vllm")

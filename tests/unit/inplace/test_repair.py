@@ -325,7 +325,7 @@ def test_the_command(place: Place, run: Callable[..., Ran], tmp_path: Path) -> N
     (place.site / "vllm/attention.py").unlink()
     dry = run("install", *python, "--repair", "--dry-run")
     assert "A vllm/attention.py\n" in dry.out
-    assert "would be repaired to 1.0+llama4.1: 0 files changed, 1 added, 0 removed" in dry.out
+    assert "would be repaired to 1.0+llama4.1: 1 of 1 patch applied, 0 files changed" in dry.out
     assert not (place.site / "vllm/attention.py").exists()
     refused = run("install", *python)
     assert f"vllm-overlay install --python '{script}' --repair" in " ".join(refused.err.split())

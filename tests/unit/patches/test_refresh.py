@@ -95,6 +95,7 @@ def test_no_change_is_no_diff(run: Run, upstream: Upstream) -> None:
         ran = run(*command)
         assert (ran.status, ran.err) == (0, "")
         assert "0 files" in ran.out
+        assert "1.1: 3 of 3 patches applied\n" in ran.out
     assert snapshot(upstream) == before
     assert git(tree, "rev-parse", "HEAD") == head
 
@@ -112,6 +113,7 @@ def test_a_change_of_a_shared_file_goes_to_all_that_share_it(run: Run, upstream:
     assert ran.status == 0, ran.err
     said = json.loads(ran.out)
     assert said["releases"] == ["1.0", "1.1", "1.2"]
+    assert said["patches"]["1.0"] == {"applied": 2, "listed": 2}
     assert said["lock"]["1.1"]["tree"]["new"] == changed
     assert set(said["lock"]["1.1"]) == {"tree", "files"}
     after = snapshot(upstream)

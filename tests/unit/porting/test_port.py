@@ -110,6 +110,7 @@ def test_files_that_apply_are_shared(
     assert ran.status == 0, ran.err
     assert f"{FIRST}: {told}\n" in ran.out
     assert f"{SCALE}: {told}\n" in ran.out
+    assert "1.2: 2 of 2 patches applied, as 1.1 lists them\n" in ran.out
     listed = sound(run, upstream)
     assert (listed.torch, listed.xformers, listed.requires_python) == ("2.7.1", "0.0.31", ">=3.9")
     assert listed.wheel.file == "vllm-1.2-cp38-abi3-manylinux_2_31_x86_64.whl"
@@ -161,6 +162,10 @@ def test_a_conflict_is_told_solved_and_continued(run: Run, upstream: Upstream) -
     ran = run(*TO)
     assert ran.status == 5
     assert f"{FIRST}: conflict\n" in ran.out
+    assert (
+        "1.2: 0 of 2 patches applied, as 1.1 lists them; 1 stopped at (attention-signatures); "
+        "1 not tried yet\n"
+    ) in ran.out
     for told in (
         "stopped at attention-signatures",
         "vllm/attention.py hunk 1 (@@ -5,7 +5,7 @@), line 8 there",
@@ -231,6 +236,7 @@ def test_skip(run: Run, upstream: Upstream) -> None:
     ran = run("port", "--skip", "--because", "not needed since #7")
     assert ran.status == 0, ran.err
     assert f"{FIRST}: left out: not needed since #7\n" in ran.out
+    assert "1.2: 1 of 2 patches applied, as 1.1 lists them; 1 left out\n" in ran.out
     sound(run, upstream)
     wanted = f"# Without {FIRST} of 1.1: not needed since #7\n{SCALE}\n"
     assert series(upstream) == wanted

@@ -67,12 +67,14 @@ def test_a_new_release(run: Run, upstream: Upstream) -> None:
     ran = run("watch")
     assert ran.status == 0, ran.err
     assert "1 offset (series of 1.1)" in ran.out
+    assert "1 of 1 patch applied as is" in ran.out
     assert "attention-signatures/1.0.patch  offset +3" in ran.out
     assert "vllm-1.2-cp38-abi3-manylinux_2_31_x86_64.whl" in ran.out
     assert "Python >=3.9, torch 2.7.1, xformers 0.0.31" in ran.out
     assert run("watch", "--exit-code").status == 1
     before = (upstream.root / "VERSIONS.toml").read_bytes()
     found = json.loads(run("watch", "--json").out)["releases"]["1.2"]
+    assert found["patches"] == {"applied": 1, "listed": 1}
     assert found["topics"]["attention-signatures"] == {
         "patch": "attention-signatures/1.0.patch",
         "status": "offset",
@@ -127,8 +129,10 @@ def test_a_conflict_does_not_stop_the_topics_after_it(upstream: Upstream, run: R
     upstream.patch("later/1.1.patch", doubled, series=("1.1",), before=())
     upstream.lock()
     release(upstream, "1.2", {"vllm/attention.py": "gone = True\n"})
-    found = json.loads(run("watch", "--json").out)["releases"]["1.2"]["topics"]
-    assert {topic: one["status"] for topic, one in found.items()} == {
+    found = json.loads(run("watch", "--json").out)["releases"]["1.2"]
+    assert found["patches"] == {"applied": 1, "listed": 2}
+    assert "- patches: `1 of 2 patches applied as is`" in run("watch", "--markdown").out
+    assert {topic: one["status"] for topic, one in found["topics"].items()} == {
         "attention-signatures": "conflict",
         "later": "clean",
     }
@@ -215,6 +219,7 @@ def test_a_release_without_files_is_told_and_the_others_are_tried(
     assert "vllm-1.4.tar.gz is damaged" in " ".join(ran.out.split())
     assert ran.out.count("offset +3") == 1
     assert ran.out.count("not tried") == 2
+    assert ran.out.count("0 of 1 patch applied as is") == 2
 
 
 def asking(upstream: Upstream, url: str) -> Workspace:

@@ -117,6 +117,7 @@ def _as_json(done: InPlaceResult, dry_run: bool) -> dict[str, object]:
         "site": str(done.site),
         "before": done.before,
         "after": done.after,
+        "patches": done.patches.as_json(),
         "files": dict(done.files),
         "files_checked": done.checked,
         "by_size_alone": done.by_size,
@@ -131,7 +132,9 @@ def _print(done: InPlaceResult, dry_run: bool) -> None:
         out.print("An earlier run was interrupted; it has been brought to its end.")
     if done.action == "nothing":
         state = "patched" if done.is_patched else "upstream's"
-        out.print(f"vLLM {done.before} in {done.site} is {state} already.", markup=False)
+        out.print(
+            f"vLLM {done.before} in {done.site} is {state} already: {done.patches}.", markup=False
+        )
         return
     for path, kind in done.files.items() if dry_run or done.action == "repaired" else ():
         out.print(f"{kind} {path}", markup=False)
@@ -141,7 +144,7 @@ def _print(done: InPlaceResult, dry_run: bool) -> None:
     out.print(
         f"vLLM {done.before} in {done.site}\n"
         f"{counted(done.checked, 'file')} checked{by_size if done.by_size else ''}\n"
-        f"{'would be ' if dry_run else ''}{done.action} to {done.after}: {told}",
+        f"{'would be ' if dry_run else ''}{done.action} to {done.after}: {done.patches}, {told}",
         markup=False,
     )
     if not done.is_official_build:

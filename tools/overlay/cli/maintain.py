@@ -169,6 +169,8 @@ def _require_fit(made: Plan) -> None:
     """
     if not made.failures:
         return
+    for name, tally in made.tallies.items():
+        err.print(f"{name}: {tally}", markup=False)
     for line in conflict.explain([(one.release.name, one.applied) for one in made.failures]):
         err.print(line, markup=False)
     order = [one.name for one in made.releases]
@@ -207,6 +209,7 @@ def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -
         print_json(
             {
                 "releases": [one.name for one in made.releases],
+                "patches": {name: one.as_json() for name, one in made.tallies.items()},
                 "edit_trees": [str(tree.folder) for tree in trees],
                 "files": kinds,
                 "lock": _by_release(made),
@@ -224,6 +227,8 @@ def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -
         out.print(f"{path}: {verb}{'deleted' if kind == 'gone' else kind}", markup=False)
     for change in made.changes:
         out.print(f"{change.release} {change.key}: {change.old} -> {change.new}")
+    for name, tally in made.tallies.items():
+        out.print(f"{name}: {tally}")
     count = len(made.files)
     verb = "would change" if check else "changed"
     names = counted(len(made.releases), "release")

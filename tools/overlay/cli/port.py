@@ -14,6 +14,7 @@ from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit, OverlayError
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.patches import conflict, refresh
+from overlay.patches.tally import Tally
 from overlay.patches.workspace import Workspace
 from overlay.porting import port, port_state, port_tree
 from overlay.porting.port import How, Port, Step
@@ -221,20 +222,22 @@ def _end(workspace: Workspace, found: Port, dry_run: bool, as_json: bool) -> Non
             if not port_tree.exists(workspace, found, step):
                 port_tree.create(workspace, found, step)
     written = [path for path, data in files.items() if data is not None]
+    tally = found.tally(workspace.store)
     if as_json:
-        print_json(_as_json(found, written, tree))
+        print_json(_as_json(found, tally, written, tree))
     else:
-        _print(found, written, dry_run)
+        _print(found, tally, written, dry_run)
     if step is not None:
         _stop(found, step, tree, dry_run)
 
 
-def _print(found: Port, written: list[str], dry_run: bool) -> None:
+def _print(found: Port, tally: Tally, written: list[str], dry_run: bool) -> None:
     name = found.state.name
     for step in found.steps:
         out.print(f"{step.path or step.own.path}: {step.summary}", markup=False)
         for part in () if step.how.stops else step.parts:
             out.print(f"  already upstream: {part}", markup=False)
+    out.print(f"{name}: {tally}, as {found.state.origin} lists them{_others(found)}", markup=False)
     verb = "would be written" if dry_run else "written"
     for path in written:
         out.print(f"{path}: {verb}", markup=False)
@@ -248,6 +251,15 @@ def _print(found: Port, written: list[str], dry_run: bool) -> None:
             f"vllm-overlay validate {name}; vllm-overlay regress {name}",
             markup=False,
         )
+
+
+def _others(found: Port) -> str:
+    """What became of the patches that are not applied."""
+    skipped = sum(step.how is How.SKIPPED for step in found.steps)
+    told = [f"{skipped} {How.SKIPPED.value}"] * bool(skipped)
+    told += [f"1 stopped at ({found.stop.topic})"] if found.stop else []
+    told += [f"{len(found.left)} not tried yet"] * bool(found.left)
+    return "".join(f"; {part}" for part in told)
 
 
 def _stop(found: Port, step: Step, tree: Path | None, dry_run: bool) -> NoReturn:
@@ -290,11 +302,12 @@ def _told(found: Port, step: Step) -> Iterator[str]:
         yield f"not tried yet: {', '.join(found.left)}"
 
 
-def _as_json(found: Port, written: list[str], tree: Path | None) -> dict[str, Any]:
+def _as_json(found: Port, tally: Tally, written: list[str], tree: Path | None) -> dict[str, Any]:
     stop = found.stop
     return {
         "release": found.state.name,
         "from": found.state.origin,
+        "patches": tally.as_json(),
         "topics": {step.topic: _step_json(step, found.state) for step in found.steps},
         "not_tried": found.left,
         "stopped": stop.topic if stop else None,

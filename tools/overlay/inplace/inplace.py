@@ -25,6 +25,7 @@ from overlay.inplace import installed, patching, session
 from overlay.inplace.installed import Target
 from overlay.inplace.patching import Patched
 from overlay.inplace.session import Session, Writing
+from overlay.patches.tally import Tally
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions
 from overlay.wheels import originals, record, stated_version
@@ -47,6 +48,8 @@ class InPlaceResult:
     """Version."""
     after: str
     """Version."""
+    patches: Tally
+    """How many patches it has in the end, of those that its release's series lists."""
     files: Mapping[str, str]
     """Path of each file of the package that changes, with A, M or D; of a repair, every file."""
     checked: int = 0
@@ -87,8 +90,8 @@ def install(
         target = installed.read(opened, workspace.versions)
         identity = identify(target.version, workspace.versions)
         if identity.kind == "patched":
-            _require_current(workspace, opened, target, identity, full)
-            return nothing(opened, target.version, is_patched=True)
+            tally = _require_current(workspace, opened, target, identity, full)
+            return nothing(opened, target.version, tally, is_patched=True)
         release = _require_stock(workspace.versions, opened, target, identity, other_build)
         origin = installed.require_build(target, release, python, other_build=other_build)
         fix = advice.anew(python, release, origin.label, other_build=other_build)
@@ -98,8 +101,8 @@ def install(
         if not dry_run:
             session.write(target.site, _patching(target, patched), "install")
         return InPlaceResult("patched", target.site, target.version, patched.plan.version,
-                    patched.changes.kinds, len(target.own), installed.by_size(target.own, full),
-                    origin, opened.has_recovered)  # fmt: skip
+                    patched.tally, patched.changes.kinds, len(target.own),
+                    installed.by_size(target.own, full), origin, opened.has_recovered)  # fmt: skip
 
 
 def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> InPlaceResult:
@@ -113,7 +116,7 @@ def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> In
         identity = identify(target.version, workspace.versions)
         release = identity.release
         if identity.kind == "stock" or (identity.kind == "foreign" and opened.has_recovered):
-            return nothing(opened, target.version, is_patched=False)
+            return nothing(opened, target.version, none_of(workspace, release), is_patched=False)
         if release is None or identity.kind != "patched":
             why = "it is no vLLM of this overlay"
             raise target.refused(why, "There is nothing to revert", Exit.USAGE)
@@ -123,20 +126,25 @@ def revert(workspace: Workspace, python: Python, *, dry_run: bool = False) -> In
         if not dry_run:
             session.write(target.site, writing, "revert")
         return InPlaceResult("reverted", target.site, target.version, kept.origin.version,
-                    _kinds(target, writing), len(touched), 0, kept.origin,
-                    opened.has_recovered, is_patched=False)  # fmt: skip
+                    none_of(workspace, release), _kinds(target, writing), len(touched), 0,
+                    kept.origin, opened.has_recovered, is_patched=False)  # fmt: skip
 
 
-def nothing(opened: Session, version: str, *, is_patched: bool) -> InPlaceResult:
+def none_of(workspace: Workspace, release: Release | None) -> Tally:
+    """The tally of an unpatched vLLM."""
+    return Tally(0, len(workspace.series(release)) if release else 0)
+
+
+def nothing(opened: Session, version: str, tally: Tally, *, is_patched: bool) -> InPlaceResult:
     """The result where all is as it should be."""
-    return InPlaceResult("nothing", opened.site, version, version, {},
+    return InPlaceResult("nothing", opened.site, version, version, tally, {},
                          recovered=opened.has_recovered, is_patched=is_patched)  # fmt: skip
 
 
 def _require_current(
     workspace: Workspace, opened: Session, target: Target, identity: Identity, full: bool
-) -> None:
-    """Raise unless a patched vLLM is just what this overlay makes."""
+) -> Tally:
+    """The patches of a patched vLLM; raise unless it is just what this overlay makes."""
     release = identity.release
     assert release is not None
     why = f"it is patched already, in revision {identity.revision} and not {release.revision}"
@@ -156,6 +164,8 @@ def _require_current(
         if changed <= rewritten(workspace.patches(release), target.info):
             fix = advice.overlay(opened.python, "--repair")
     target.require_unchanged(target.own, fix, full=full)
+    listed = len(workspace.series(release))
+    return Tally(listed, listed)  # each of them is in the SBOM, with its hash
 
 
 def _require_stock(

@@ -11,6 +11,7 @@ from overlay.base.errors import Exit, OverlayError
 from overlay.inplace import installed
 from overlay.inplace.installed import Target
 from overlay.patches.changes import Changes
+from overlay.patches.tally import Tally
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release
 from overlay.wheels import on_files, originals, record, sbom
@@ -29,6 +30,8 @@ class Patched:
     """By path in the patched one, RECORD and the originals among them."""
     gone: frozenset[str]
     """Paths before of what the patched one does not have."""
+    tally: Tally
+    """Patches that changed a file of it, of those that the series lists."""
 
 
 def patch(workspace: Workspace, origin: Origin, target: Target) -> Patched:
@@ -39,7 +42,7 @@ def patch(workspace: Workspace, origin: Origin, target: Target) -> Patched:
     """
     patches = workspace.patches(origin.release)
     try:
-        changes = on_files.apply(patches, target.find)
+        changes, applied = on_files.apply(patches, target.find)
     except MisfitError as error:
         raise OverlayError(
             f"{origin.release.name}: {error.path} does not apply to what is installed",
@@ -53,7 +56,8 @@ def patch(workspace: Workspace, origin: Origin, target: Target) -> Patched:
         workspace.versions, origin, changes, bill, lambda name: target.read(name).decode()
     )
     written, gone = _files(target, plan)
-    return Patched(plan, changes, written, gone)
+    tally = Tally(len(applied), len(workspace.series(origin.release)))
+    return Patched(plan, changes, written, gone, tally)
 
 
 def _require_locked(release: Release, target: Target, changes: Changes) -> None:

@@ -61,7 +61,9 @@ def repair(
         found = {info: identify(version_of(info, versions), versions) for info in infos}
         info = _patched_one(opened, versions, found)
         if info is None:
-            return inplace.nothing(opened, version_of(infos[0], versions), is_patched=False)
+            version = version_of(infos[0], versions)
+            none = inplace.none_of(workspace, found[infos[0]].release)
+            return inplace.nothing(opened, version, none, is_patched=False)
         now = Target(opened.site, info, version_of(info, versions))
         kept = _kept(workspace, opened, now, found[info])
         if not {*infos} <= {info, kept.info}:
@@ -72,12 +74,12 @@ def repair(
         writing = _writing(now, before, patched)
         kinds = _kinds(now.site, writing)
         if not kinds:
-            return inplace.nothing(opened, now.version, is_patched=True)
+            return inplace.nothing(opened, now.version, patched.tally, is_patched=True)
         if not dry_run:
             session.write(now.site, writing, "repair")
         others = kept.others()
-        return InPlaceResult("repaired", now.site, now.version, patched.plan.version, kinds,
-                    len(others), installed.by_size(others, full), kept.origin,
+        return InPlaceResult("repaired", now.site, now.version, patched.plan.version,
+                    patched.tally, kinds, len(others), installed.by_size(others, full), kept.origin,
                     opened.has_recovered)  # fmt: skip
 
 

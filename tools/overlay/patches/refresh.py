@@ -19,11 +19,12 @@ from overlay.base import transaction
 from overlay.base.console import counted
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git
-from overlay.patches import edit, lock
+from overlay.patches import edit, lock, tally
 from overlay.patches.edit import Commit, EditTree
 from overlay.patches.hunks import parse_diff
 from overlay.patches.patch import Patch, content_of, export_patch, lint_patch, parse_mail, with_date
 from overlay.patches.series import PatchPath, parse_path
+from overlay.patches.tally import Tally
 from overlay.patches.tree import Applied, Result
 from overlay.patches.trial import Trial
 from overlay.patches.validate import WORKERS
@@ -75,6 +76,8 @@ class Plan:
     """Releases that did not apply before either; they are left as they are."""
     settled: tuple[tuple[EditTree, Result], ...]
     """Edit trees and what they become."""
+    tallies: Mapping[str, Tally]
+    """By release: its patches that apply now, and those that it lists."""
 
 
 @dataclass(frozen=True)
@@ -475,6 +478,7 @@ def _conclude(
         tuple(unfit),
         tuple((one.tree, results[one.release.name]) for one in edited if not failures
               and one.release.name in results),
+        {name: tally.of_result(workspace.store, result) for name, result in results.items()},
     )  # fmt: skip
 
 

@@ -392,6 +392,10 @@ class Store:
         parts = out.decode("utf-8", "surrogateescape").split("\0")[:-1]
         return dict(zip(parts[1::2], parts[::2], strict=True))
 
+    def count(self, base: str, head: str) -> int:
+        """How many commits lead from `base` to `head`."""
+        return int(self.run("rev-list", "--count", f"{base}..{head}"))
+
     def blobs_changed(self, old: str, new: str) -> dict[str, str]:
         """Paths that differ between two trees, with the new blob id or `NO_BLOB` each."""
         out = self.run("diff-tree", "-r", "-z", "--no-renames", "--raw", old, new)

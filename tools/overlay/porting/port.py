@@ -26,6 +26,7 @@ from overlay.patches.changes import shipped
 from overlay.patches.conflict import Conflict, locate
 from overlay.patches.patch import Patch, content_of, export_patch, parse_mail, with_date
 from overlay.patches.series import PatchPath
+from overlay.patches.tally import Tally
 from overlay.patches.threeway import tree_with
 from overlay.patches.tree import UNKNOWN_TREE, Applied, Result
 from overlay.patches.trial import copy_patches
@@ -130,6 +131,11 @@ class Port:
     def result(self, store: tree.Store) -> Result:
         """The release with what was ported, as the applier tells of a series."""
         return Result(self.state.release, self.base, self.applied, store.tree_of(self.head))
+
+    def tally(self, store: tree.Store) -> Tally:
+        """How many patches are ported, by git's count, of those that the other release lists."""
+        listed = len(self.steps) + len(self.left)
+        return Tally(store.count(self.base, self.head), listed)
 
 
 def start(workspace: Workspace, name: str, origin: str | None, date: str) -> State:

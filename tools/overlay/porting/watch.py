@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from overlay.base.console import log_for
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.attempt import Attempt, AttemptStatus
+from overlay.patches.tally import Tally
 from overlay.patches.workspace import Workspace
 from overlay.porting.candidate import (
     Candidate,
@@ -40,6 +41,8 @@ class Found:
     candidate: Candidate
     nearest: str
     """The release whose series was tried."""
+    tally: Tally
+    """Patches that apply as they are, of those that it lists."""
     sdist: PinnedFile | None = None
     wheel: PinnedFile | None = None
     needs: Needs | None = None
@@ -84,13 +87,15 @@ def watch(
 def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
     origin = nearest_release(workspace.versions, one.version)
     log_for(one.name).info("new release %s: trying the series of %s", place, origin.name)
-    workspace.apply(origin).require()  # a fault of the overlay's own is no finding
+    listed = len(workspace.apply(origin).require().applied)  # a fault of our own is no finding
+    tally = Tally(0, listed)
     problems: list[str] = []
     sdist, wheel, needs = None, None, None
     attempts: tuple[Attempt, ...] = ()
     try:
         sdist, commit = fetch_sdist(workspace, one)
         attempts = try_topics(workspace, one.name, commit)
+        tally = Tally(_applied(workspace, commit, attempts), listed)
         needs = needs_of(workspace, one.name, commit)
     except OverlayError as error:
         problems.append(_reported(error))
@@ -98,7 +103,13 @@ def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
         wheel = pin_wheel(workspace, one)
     except OverlayError as error:
         problems.append(_reported(error))
-    return Found(one, origin.name, sdist, wheel, needs, attempts, tuple(problems))
+    return Found(one, origin.name, tally, sdist, wheel, needs, attempts, tuple(problems))
+
+
+def _applied(workspace: Workspace, commit: str, attempts: Sequence[Attempt]) -> int:
+    """How many patches are on top of the release's `commit`, by git's count."""
+    commits = [attempt.applied.commit for attempt in attempts if attempt.applied.commit]
+    return workspace.store.count(commit, commits[-1]) if commits else 0
 
 
 def _reported(error: OverlayError) -> str:
@@ -128,6 +139,7 @@ def _as_json(one: Found) -> dict[str, object]:
         "wheel": one.wheel.model_dump() if one.wheel else None,
         **asdict(one.needs or Needs(None, None, None)),
         "nearest": one.nearest,
+        "patches": one.tally.as_json(),
         "topics": {
             attempt.path.topic: {
                 "patch": str(attempt.path),
@@ -156,6 +168,7 @@ def facts(one: Found) -> Iterator[tuple[str, str]]:
     for problem in one.problems:
         yield "problem", problem
     yield "topics", f"{one.summary} (series of {one.nearest})"
+    yield "patches", f"{one.tally} as is"
 
 
 def nothing(versions: Versions) -> str:

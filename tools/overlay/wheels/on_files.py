@@ -22,13 +22,14 @@ class MisfitError(Exception):
         self.why = why
 
 
-def apply(patches: Sequence[Patch], read: Read) -> Changes:
-    """What the patches make of the files.
+def apply(patches: Sequence[Patch], read: Read) -> tuple[Changes, frozenset[PatchPath]]:
+    """What the patches make of the files, and which of them change one.
 
     Raises:
         MisfitError: one does not apply.
     """
-    return Changes.between(*_run(_shipped(patches), read))
+    before, after, told = _run(_shipped(patches), read)
+    return Changes.between(before, after), told
 
 
 def take_back(patches: Sequence[Patch], read: Read) -> dict[str, bytes | None]:
@@ -51,15 +52,20 @@ def _shipped(patches: Iterable[Patch]) -> Iterator[tuple[PatchPath, FileDiff]]:
 
 def _run(
     diffs: Iterable[tuple[PatchPath, FileDiff]], read: Read
-) -> tuple[dict[str, bytes | None], dict[str, bytes | None]]:
-    """The files that the diffs speak of, before and after all of them."""
+) -> tuple[dict[str, bytes | None], dict[str, bytes | None], frozenset[PatchPath]]:
+    """The files that the diffs speak of, before and after all of them, and the patches that
+    changed one."""
+    changed = set[PatchPath]()
     before: dict[str, bytes | None] = {}
     texts: dict[str, str | None] = {}
     for path, file in diffs:
         if file.path not in before:
             before[file.path] = read(file.path)
             texts[file.path] = to_text(before[file.path])
-        texts[file.path], matches = apply_hunks(file, texts[file.path])
+        old = texts[file.path]
+        texts[file.path], matches = apply_hunks(file, old)
         if bad := [describe_mismatch(match) for match in matches if not match.is_good]:
             raise MisfitError(path, "; ".join(bad))
-    return before, {name: to_bytes(text) for name, text in texts.items()}
+        if texts[file.path] != old:
+            changed.add(path)
+    return before, {name: to_bytes(text) for name, text in texts.items()}, frozenset(changed)
