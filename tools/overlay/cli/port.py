@@ -329,7 +329,7 @@ def _step_json(step: Step, state: State) -> dict[str, Any]:
         "conflicts": [
             {
                 "path": c.path, "hunk": c.hunk, "line": c.line,
-                "upstream": c.upstream, "patch": c.patch,
+                "upstream": c.upstream, "patch": c.patch, "earlier": c.earlier,
             }
             for c in step.conflicts
         ],

@@ -38,12 +38,19 @@ def _explain(releases: str, path: PatchPath, first: str, match: HunkMatch) -> It
     place = f"  {match.path} hunk {match.number} {match.header}"
     if match.kind is MatchKind.AMBIGUOUS:
         yield f"{place} matches in several places: {', '.join(match.found)}"
+        yield from _earlier(match.earlier)
         return
     yield place
     yield f"  - what the patch expects, + what {first} has at line {match.line}"
     expected, found = _plain(match.expected), _plain(match.found)
     for line in list(difflib.unified_diff(expected, found, n=_AROUND, lineterm=""))[2:]:
         yield "    …" if line.startswith("@@") else f"    {line}"
+    yield from _earlier(match.earlier)
+
+
+def _earlier(told: Sequence[str]) -> Iterator[str]:
+    """Whom the earlier lines are of."""
+    yield from (f"  earlier in the series: {phrase}" for phrase in told)
 
 
 def _plain(lines: Sequence[str]) -> list[str]:
@@ -67,6 +74,7 @@ def sides(conflict: Conflict, theirs: str) -> Iterator[str]:
         yield from (f"    {line}".rstrip() for line in shown[: 2 * _SHOWN])
         if len(shown) > 2 * _SHOWN:
             yield f"    … and {len(shown) - 2 * _SHOWN} more lines"
+    yield from _earlier(conflict.earlier)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,8 @@ class Conflict:
     """What the patch would have there."""
     base: tuple[str, ...] = ()
     """What the release of the patch has there."""
+    earlier: tuple[str, ...] = ()
+    """Which earlier patches touched these lines, and how: a phrase each."""
 
     def __str__(self) -> str:
         """The place, in a line."""

@@ -63,6 +63,8 @@ class HunkMatch:
     """The lines it needs (conflicts only)."""
     found: tuple[str, ...] = ()
     """The lines most like them in the file (conflicts only)."""
+    earlier: tuple[str, ...] = ()
+    """Which earlier patches touched these lines, and how: a phrase each (conflicts only)."""
 
     @property
     def is_good(self) -> bool:
@@ -361,7 +363,11 @@ def _broken(where: str, why: str) -> OverlayError:
 
 
 def describe_mismatch(match: HunkMatch) -> str:
-    """One hunk that did not match, for people: which, the lines expected and found."""
+    """One hunk that did not match, for people: which, the lines expected and found, and whose."""
+    return "; ".join((_mismatch(match), *match.earlier))
+
+
+def _mismatch(match: HunkMatch) -> str:
     place = f"{match.path} hunk {match.number} ({match.header})"
     if match.kind is MatchKind.AMBIGUOUS:
         return f"{place} matches in several places: {', '.join(match.found)}"

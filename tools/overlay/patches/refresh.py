@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -19,13 +19,13 @@ from overlay.base import transaction
 from overlay.base.console import counted
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git
-from overlay.patches import edit, lock, tally
+from overlay.patches import edit, guilt, lock, tally
 from overlay.patches.edit import Commit, EditTree
 from overlay.patches.hunks import parse_diff
 from overlay.patches.patch import Patch, content_of, export_patch, lint_patch, parse_mail, with_date
 from overlay.patches.series import PatchPath, parse_path
 from overlay.patches.tally import Tally
-from overlay.patches.tree import Applied, Result
+from overlay.patches.tree import Applied, Result, Store, patched_tree
 from overlay.patches.trial import Trial
 from overlay.patches.validate import WORKERS
 from overlay.patches.workspace import Workspace
@@ -461,9 +461,11 @@ def _conclude(
             changes += lock.of_result(workspace, result)
             continue
         bad = next(one for one in result.applied if one.error)
-        if _failed_before(workspace, release, bad):
+        before = workspace.apply(release)
+        if _failed_before(before, bad):
             unfit.append(Failure(release, bad))
         else:
+            bad = _blamed(workspace.store, before, result, bad)
             failures.append(Failure(release, bad, _forks(trial, drafted, results, release)))
     real = tuple(change for change in changes if change.is_change)
     files = {f"patches/{name}": data for name, data in trial.changed().items()}
@@ -482,10 +484,27 @@ def _conclude(
     )  # fmt: skip
 
 
-def _failed_before(workspace: Workspace, release: Release, bad: Applied) -> bool:
+def _failed_before(before: Result, bad: Applied) -> bool:
     """Whether the same patch of it does not apply as the checkout is."""
-    found = next((one for one in workspace.apply(release).applied if one.error), None)
+    found = next((one for one in before.applied if one.error), None)
     return found is not None and (found.path.topic, found.status) == (bad.path.topic, bad.status)
+
+
+def _blamed(store: Store, before: Result, now: Result, bad: Applied) -> Applied:
+    """The same, with the patches that wrote what it expects, as the checkout is."""
+    topics = [one.path.topic for one in before.applied]
+    if bad.path.topic not in topics:
+        return bad
+    earlier = before.applied[: topics.index(bad.path.topic)]
+    tree = patched_tree(store, before.base, earlier)
+    left = {one.path.topic for one in now.applied if one.status.is_good}
+    matches = tuple(
+        match
+        if match.is_good
+        else replace(match, earlier=match.earlier + guilt.of_change(tree, left, match))
+        for match in bad.matches
+    )
+    return replace(bad, matches=matches)
 
 
 def _forks(

@@ -22,7 +22,9 @@ from uuid import uuid4
 from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.git import Git, GitError
 from overlay.base.locking import file_lock
+from overlay.patches import guilt
 from overlay.patches.borrowed import BASES, borrow, is_writable
+from overlay.patches.guilt import Earlier, PatchedTree
 from overlay.patches.hunks import (
     HunkMatch,
     MatchKind,
@@ -462,8 +464,32 @@ def apply_series(
     """
     read = [_read(store, patches, path) for path in series]
     applied = _apply(store, release.name, base, read)
+    applied = [_blamed(store, release.name, base, applied, one) for one in applied]
     head = next((one.commit for one in reversed(applied) if one.commit), base)
     return Result(release, base, tuple(applied), store.tree_of(head))
+
+
+def patched_tree(store: Store, base: str, applied: Iterable[Applied]) -> PatchedTree:
+    """The tree of the patches that applied, for `guilt`."""
+    good = [(one, one.patch) for one in applied if one.commit]
+    return PatchedTree(
+        store.git,
+        base,
+        tuple(Earlier(one.path, one.commit, patch.files) for one, patch in good if patch),
+    )
+
+
+def _blamed(store: Store, name: str, base: str, tried: Sequence[Applied], one: Applied) -> Applied:
+    """The same, with the earlier patches of `tried` that touched where it does not match."""
+    if one.status is not ApplyStatus.CONFLICT or not one.failures or one.patch is None:
+        return one
+    tree, files = patched_tree(store, base, tried), one.patch.files
+    matches = tuple(
+        match if match.is_good else replace(match, earlier=guilt.of_match(tree, files, match))
+        for match in one.matches
+    )
+    blamed = replace(one, matches=matches)
+    return replace(blamed, error=_conflict(name, one.path, blamed.failures))
 
 
 def apply_patch(store: Store, name: str, head: str, patches: Path, path: PatchPath) -> Applied:

@@ -20,7 +20,7 @@ from packaging.version import InvalidVersion, Version
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
-from overlay.patches import entry, tree
+from overlay.patches import entry, guilt, tree
 from overlay.patches.attempt import AttemptStatus, try_patch
 from overlay.patches.changes import shipped
 from overlay.patches.conflict import Conflict, locate
@@ -195,13 +195,33 @@ def replay(
         scratch = Path(folder)
         for one in own.applied:
             step = _port_one(workspace, state, scratch, head, one)
-            steps.append(step)
+            steps.append(_blamed(workspace, own, Port(state, base, tuple(steps), (), head), step))
             done(step.topic)
             if step.how.stops:
                 break
             head = step.applied.commit if step.applied else head
     left = tuple(one.path.topic for one in own.applied[len(steps) :])
     return Port(state, base, tuple(steps), left, head)
+
+
+def _blamed(workspace: Workspace, own: Result, port: Port, step: Step) -> Step:
+    """The same, with the earlier patches of both series that touched where it conflicts.
+
+    `own` is the series that is ported, `port` what came before the step.
+    """
+    store, topics = workspace.store, [one.path.topic for one in own.applied]
+    before = own.applied[: topics.index(step.topic)]
+    here = tree.patched_tree(store, port.base, port.applied)
+    there = tree.patched_tree(store, own.base, before)
+    name, origin = port.state.name, own.release.name
+    skipped = (one.own.path for one in port.steps if one.how is How.SKIPPED)
+    notes = dict.fromkeys(skipped, f" (left out of {name})")
+    conflicts = tuple(
+        replace(c, earlier=guilt.of_merge(here, there, origin, (c.path, c.line),
+                                          (c.upstream, c.base), notes))
+        for c in step.conflicts
+    )  # fmt: skip
+    return replace(step, conflicts=conflicts)
 
 
 def _port_one(workspace: Workspace, state: State, scratch: Path, head: str, own: Applied) -> Step:
