@@ -27,6 +27,8 @@ from made_upstream import (
 )
 from overlay.base import journal, project, transaction
 from overlay.base.journal import Journal
+from overlay.patches import range_diff
+from overlay.patches.range_diff import Change, How, Section
 
 Run = Callable[..., Ran]
 FIRST = "attention-signatures/1.0.patch"
@@ -132,6 +134,68 @@ def test_a_change_of_a_shared_file_goes_to_all_that_share_it(run: Run, upstream:
     assert run("refresh", "1.1").status == 0
     assert "NOTE = 2" in (upstream.patches / "note/1.1.patch").read_text()
     valid(run)
+
+
+def test_what_it_does_to_each_patch(run: Run, upstream: Upstream, tmp_path: Path) -> None:
+    """Lines of code and of the message, once for all releases; no line numbers, no blob ids."""
+    before = snapshot(upstream)
+    tree = opened(run, upstream, "1.1")
+
+    def fenced(tree: Path) -> None:
+        change(tree / "vllm/attention.py", "use_irope=False)", "use_irope=None  # ```\n)")
+
+    amend(tree, "HEAD~2", fenced)
+    review = tmp_path / "review/body.md"
+    command = ("refresh", "1.1", "--date", "2027-01-02", "--range-diff", "--markdown", str(review))
+    ran = run(*command, "--check")
+    assert ran.status == 1
+    assert "attention-signatures, 1.0 – 1.2: changed\n" in ran.out
+    for line in (
+        "    -Last-Update: 2026-11-22",
+        "    +Last-Update: 2027-01-02",
+        "    -+    def __init__(self, num_heads, scale, use_irope=False):",
+        "    ++    def __init__(self, num_heads, scale, use_irope=None  # ```",
+    ):
+        assert any(each.replace(" ", "") == line.replace(" ", "") for each in ran.out.split("\n"))
+    # It starts from another file now, and that is no change of it.
+    assert "scale, 1" not in ran.out
+    assert not re.search(r"@@ -\d|index [0-9a-f]{7}", ran.out)
+    assert "1.1: 2 unchanged, 1 changed\n" in ran.out
+    text = review.read_text()
+    assert "| 1.1 | 2 unchanged, 1 changed | 3 of 3 patches applied |" in text
+    assert "<code>attention-signatures</code></b>, 1.0 – 1.2: changed</summary>" in text
+    assert text.count("````diff\n") == 1
+    assert snapshot(upstream) == before
+    said = json.loads(run(*command, "--json").out)
+    assert said["range_diff"][0]["releases"] == ["1.0", "1.1", "1.2"]
+    assert review.read_text() == text
+    ran = run("refresh", "1.1", "--range-diff")
+    assert "1.1: 3 unchanged\n" in ran.out
+
+
+def test_what_it_does_to_the_series(run: Run, upstream: Upstream) -> None:
+    tree = opened(run, upstream, "1.1")
+    rebase(tree, "1{h;d};2{G}")
+    (tree / "vllm/more.py").write_text("MORE = 1\n")
+    git(tree, "add", "-A", "-f")
+    git(tree, "commit", "-q", "-m", message("[Misc] More"))
+    rebase(tree, "3d")
+    ran = run("refresh", "1.1", "--topic", "more", "--drop", "note", "--range-diff")
+    assert ran.status == 0, ran.err
+    assert "more, 1.1: new\nnote, 1.1: gone\n" in ran.out
+    assert (
+        "1.1: 2 unchanged, 1 new, 1 gone; in order: scale, attention-signatures, more\n" in ran.out
+    )
+
+
+def test_a_review_fits_what_github_takes() -> None:
+    """What is too long is counted."""
+    long = "".join(f" line {number}\n" for number in range(4000))
+    changes = tuple(Change(topic, How.CHANGED, long) for topic in ("a", "b", "c"))
+    text = range_diff.markdown([Section("1.0", changes)], ["1.0"], {})
+    assert len(text) < range_diff.LIMIT
+    assert text.count("<details>") == 1
+    assert "**`b`**, 1.0: changed, 4000 lines of range-diff" in text
 
 
 def test_the_message_alone(run: Run, upstream: Upstream) -> None:

@@ -156,6 +156,28 @@ def test_what_does_not_apply_is_merged(run: Run, upstream: Upstream) -> None:
     assert "Last-Update: 2027-01-02\n" in text
 
 
+def test_what_it_does_to_each_patch(run: Run, upstream: Upstream, tmp_path: Path) -> None:
+    near = IMPL.replace("class XFormersImpl", "class XFormersImplementation")
+    release(upstream, "1.2", {"vllm/attention.py": near})
+    review = tmp_path / "review.md"
+    ran = run(*TO, "--range-diff", "--markdown", str(review))
+    assert ran.status == 0, ran.err
+    assert "attention-signatures, 1.2: changed\n" in ran.out
+    assert "    - class XFormersImpl:\n    + class XFormersImplementation:\n" in ran.out
+    assert "1.2: 1 unchanged, 1 changed\n" in ran.out
+    assert "| 1.2 | 1 unchanged, 1 changed | 2 of 2 patches applied |" in review.read_text()
+
+
+def test_what_it_does_where_it_stops(run: Run, upstream: Upstream, tmp_path: Path) -> None:
+    conflict(run, upstream)
+    review = tmp_path / "review.md"
+    ran = run("port", "--skip", "--because", "<b> has it", "--markdown", str(review), "--json")
+    assert ran.status == 0
+    assert "range_diff" not in json.loads(ran.out)
+    told = "**`attention-signatures`**, 1.2: gone: left out: \\<b\\> has it\n"
+    assert told in review.read_text()
+
+
 def test_a_conflict_is_told_solved_and_continued(run: Run, upstream: Upstream) -> None:
     before = snapshot(upstream)
     release(upstream, "1.2", CONFLICTING)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import date
 from itertools import groupby
 from pathlib import Path
@@ -17,8 +17,17 @@ from overlay.answers.status import Cell, PatchUse, Row
 from overlay.base import transaction
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit, OverlayError
-from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
-from overlay.patches import conflict, edit, normalize, refresh
+from overlay.base.output import write
+from overlay.cli.options import (
+    EPILOG,
+    all_option,
+    json_option,
+    pass_workspace,
+    range_diff_option,
+    require_names,
+    review_option,
+)
+from overlay.patches import conflict, edit, normalize, range_diff, refresh
 from overlay.patches.edit import EditTree
 from overlay.patches.patch import Patch
 from overlay.patches.refresh import Plan, RefreshOptions
@@ -77,6 +86,8 @@ def edit_command(workspace: Workspace, release: str, folder: Path | None) -> Non
               help="Split a shared file: its text differs from RELEASE on.")  # fmt: skip
 @click.option("--date", metavar="YYYY-MM-DD",
               help="Last-Update of changed patches; else SOURCE_DATE_EPOCH, or today.")  # fmt: skip
+@range_diff_option
+@review_option
 @json_option
 @pass_workspace
 def refresh_command(
@@ -90,6 +101,8 @@ def refresh_command(
     drops: tuple[str, ...],
     forks: tuple[str, ...],
     date: str | None,
+    with_diff: bool,
+    review: Path | None,
     as_json: bool,
 ) -> None:
     """Write patches back, canonically: from edit trees where there are, else as the series is.
@@ -102,6 +115,7 @@ def refresh_command(
     \b
     Example:
       vllm-overlay refresh 0.8.3
+      vllm-overlay refresh 0.8.3 --check --range-diff --markdown review.md
       vllm-overlay refresh 0.9.1 --fork-at engine-selection=0.9.0
       vllm-overlay refresh --all --check
     """
@@ -130,9 +144,18 @@ def refresh_command(
         with workspace.progress.steps("refreshing", len(chosen)) as done:
             made = refresh.plan(workspace, chosen, trees, options, done)
         _require_fit(made)
+        wanted = with_diff or review is not None
+        sections = refresh.sections(workspace, made) if wanted else ()
         if not check:
             refresh.write(workspace, made)
-    _print_plan(made, trees, check, as_json)
+    order = [one.name for one in workspace.versions.patched]
+    if review is not None:
+        notes = {name: str(tally) for name, tally in made.tallies.items()}
+        write(review, range_diff.markdown(sections, order, notes).encode(), "--markdown")
+    if with_diff and not as_json:
+        for line in range_diff.text(sections, order):
+            out.print(line, markup=False)
+    _print_plan(made, trees, check, as_json, sections)
     if check and made.files:
         sys.exit(Exit.PROBLEMS)
 
@@ -203,7 +226,13 @@ def _by_release(made: Plan) -> dict[str, dict[str, dict[str, str | int]]]:
     return found
 
 
-def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -> None:
+def _print_plan(
+    made: Plan,
+    trees: list[EditTree],
+    check: bool,
+    as_json: bool,
+    sections: Sequence[range_diff.Section],
+) -> None:
     kinds = {path: "gone" if data is None else "written" for path, data in made.files.items()}
     if as_json:
         print_json(
@@ -213,6 +242,7 @@ def _print_plan(made: Plan, trees: list[EditTree], check: bool, as_json: bool) -
                 "edit_trees": [str(tree.folder) for tree in trees],
                 "files": kinds,
                 "lock": _by_release(made),
+                **({"range_diff": range_diff.as_json(sections)} if sections else {}),
                 "unfit": {one.release.name: str(one.applied.path) for one in made.unfit},
             }
         )

@@ -22,6 +22,20 @@ permissions, a missing tool), 70 internal error, 130 interrupted.
 #: The command's first parameter is the `Workspace`.
 pass_workspace = click.pass_obj
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout.")
+#: What changes the series shows it, and writes it down.
+range_diff_option = click.option(
+    "--range-diff",
+    "with_diff",
+    is_flag=True,
+    help="Show what it does to each patch, by git's range-diff.",
+)
+review_option = click.option(
+    "--markdown",
+    "review",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the range-diff to FILE as Markdown, for a pull request.",
+)
 all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
 
 

@@ -12,8 +12,16 @@ import click
 from overlay.base import transaction
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit, OverlayError
-from overlay.cli.options import EPILOG, json_option, pass_workspace
-from overlay.patches import conflict, refresh
+from overlay.base.output import write
+from overlay.cli.options import (
+    EPILOG,
+    json_option,
+    pass_workspace,
+    range_diff_option,
+    review_option,
+)
+from overlay.patches import conflict, range_diff, refresh
+from overlay.patches.range_diff import Section
 from overlay.patches.tally import Tally
 from overlay.patches.workspace import Workspace
 from overlay.porting import port, port_state, port_tree
@@ -35,6 +43,8 @@ _ABORT = "vllm-overlay port --abort"
 @click.option("--abort", is_flag=True, help="Give the port up; the checkout stays as it was.")
 @click.option("--date", metavar="YYYY-MM-DD",
               help="Last-Update of changed patches; else SOURCE_DATE_EPOCH, or today.")  # fmt: skip
+@range_diff_option
+@review_option
 @click.option("--dry-run", is_flag=True, help="Tell how far it gets, and write nothing.")
 @json_option
 @pass_workspace
@@ -47,6 +57,8 @@ def port_command(
     because: str | None,
     abort: bool,
     date: str | None,
+    with_diff: bool,
+    review: Path | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -60,11 +72,13 @@ def port_command(
     \b
     Example:
       vllm-overlay port --to 0.9.2 --from 0.9.1
-      vllm-overlay port --continue
+      vllm-overlay port --continue --range-diff --markdown review.md
       vllm-overlay port --skip --because "upstream has it since #16212"
     """
     workspace.project.require_checkout()
     _require_options(release, origin, date, dry_run, because, (go_on, skip, abort))
+    if abort and (with_diff or review):
+        raise click.UsageError("--abort ports nothing: pass no --range-diff or --markdown")
     root = workspace.project.root
     with transaction.locked(root):
         workspace, written = _recover(workspace, abort, dry_run)
@@ -87,7 +101,14 @@ def port_command(
         found = _replay(workspace, state)
         if go_on or skip:
             found = _decide(workspace, found, skip, because)
-        _end(workspace, found, dry_run, as_json)
+        section = None
+        if with_diff or review is not None:
+            section = port.section(workspace, found)
+        if section and review is not None:
+            notes = {found.state.name: str(found.tally(workspace.store))}
+            text = range_diff.markdown([section], [found.state.name], notes)
+            write(review, text.encode(), "--markdown")
+        _end(workspace, found, dry_run, as_json, section if with_diff else None)
 
 
 def _require_options(
@@ -205,7 +226,9 @@ def _default_reason(step: Step, state: State) -> str:
     return f"{step.how.value}: {step.reason}" if step.reason else "not needed"
 
 
-def _end(workspace: Workspace, found: Port, dry_run: bool, as_json: bool) -> None:
+def _end(
+    workspace: Workspace, found: Port, dry_run: bool, as_json: bool, section: Section | None
+) -> None:
     """Write the port, or tell where it stopped."""
     step, name, tree = found.stop, found.state.name, None
     files: dict[str, bytes | None] = {}
@@ -224,8 +247,11 @@ def _end(workspace: Workspace, found: Port, dry_run: bool, as_json: bool) -> Non
     written = [path for path, data in files.items() if data is not None]
     tally = found.tally(workspace.store)
     if as_json:
-        print_json(_as_json(found, tally, written, tree))
+        told = {"range_diff": range_diff.as_json([section])} if section else {}
+        print_json({**_as_json(found, tally, written, tree), **told})
     else:
+        for line in range_diff.text([section], [name]) if section else ():
+            out.print(line, markup=False)
         _print(found, tally, written, dry_run)
     if step is not None:
         _stop(found, step, tree, dry_run)

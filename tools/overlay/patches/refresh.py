@@ -19,10 +19,11 @@ from overlay.base import transaction
 from overlay.base.console import counted
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git
-from overlay.patches import edit, guilt, lock, tally
+from overlay.patches import edit, guilt, lock, range_diff, tally
 from overlay.patches.edit import Commit, EditTree
 from overlay.patches.hunks import parse_diff
 from overlay.patches.patch import Patch, content_of, export_patch, lint_patch, parse_mail, with_date
+from overlay.patches.range_diff import Section
 from overlay.patches.series import PatchPath, parse_path
 from overlay.patches.tally import Tally
 from overlay.patches.tree import Applied, Result, Store, patched_tree
@@ -76,6 +77,8 @@ class Plan:
     """Releases that did not apply before either; they are left as they are."""
     settled: tuple[tuple[EditTree, Result], ...]
     """Edit trees and what they become."""
+    results: Mapping[str, Result]
+    """By release: its series as it would be, applied."""
     tallies: Mapping[str, Tally]
     """By release: its patches that apply now, and those that it lists."""
 
@@ -136,6 +139,16 @@ def plan(
         drafted = _draft(trial, edited, options)
         results = _settle(trial, releases, done)
         return _conclude(trial, edited, drafted, results)
+
+
+def sections(workspace: Workspace, made: Plan) -> tuple[Section, ...]:
+    """What a plan that is not written yet does to each patch, by release."""
+    return tuple(
+        range_diff.between(
+            workspace.store, name, workspace.apply(result.release).applied, result.applied
+        )
+        for name, result in made.results.items()
+    )
 
 
 def write(workspace: Workspace, made: Plan) -> None:
@@ -480,6 +493,7 @@ def _conclude(
         tuple(unfit),
         tuple((one.tree, results[one.release.name]) for one in edited if not failures
               and one.release.name in results),
+        results,
         {name: tally.of_result(workspace.store, result) for name, result in results.items()},
     )  # fmt: skip
 

@@ -20,11 +20,12 @@ from packaging.version import InvalidVersion, Version
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
-from overlay.patches import entry, guilt, tree
+from overlay.patches import entry, guilt, range_diff, tree
 from overlay.patches.attempt import AttemptStatus, try_patch
 from overlay.patches.changes import shipped
 from overlay.patches.conflict import Conflict, locate
 from overlay.patches.patch import Patch, content_of, export_patch, parse_mail, with_date
+from overlay.patches.range_diff import Change, Section
 from overlay.patches.series import PatchPath
 from overlay.patches.tally import Tally
 from overlay.patches.threeway import tree_with
@@ -311,6 +312,17 @@ def _put(
     # As the applier's commit is exported: the text of the file's own release.
     text = export_patch(workspace.store.git, applied.commit)
     return Step(own, How.SOLVED, path, applied, text)
+
+
+def section(workspace: Workspace, port: Port) -> Section:
+    """What the port does to each patch, as far as it goes."""
+    return Section(port.state.name, tuple(_change(workspace, step) for step in port.steps))
+
+
+def _change(workspace: Workspace, step: Step) -> Change:
+    if step.how.stops or step.applied is None:
+        return Change(step.topic, range_diff.How.GONE, why=step.summary)
+    return range_diff.compare(workspace.store, step.own.commit, step.applied.commit, step.topic)
 
 
 def solved(workspace: Workspace, port: Port, text: bytes) -> str:
