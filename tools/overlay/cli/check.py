@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import click
 from rich.table import Table
 
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
-from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
-from overlay.patches import lock, validate
+from overlay.cli.options import (
+    EPILOG,
+    all_option,
+    json_option,
+    pass_workspace,
+    require_names,
+    work_option,
+)
+from overlay.patches import lock, prefixes, validate
+from overlay.patches.imports import Sources
 from overlay.patches.workspace import Workspace
+from overlay.releases.versions import Release
+from overlay.testing import prefixes_run
 from overlay.wheels.build import sum_of
 from overlay.wheels.official import record_digests
 
@@ -19,21 +32,46 @@ from overlay.wheels.official import record_digests
 @click.command(epilog=EPILOG)
 @click.argument("releases", nargs=-1)
 @all_option
+@click.option("--each", is_flag=True, help="Also check that each prefix of a series stands.")
+@click.option("--run", "to_run", is_flag=True,
+              help="With --each: import and test what has no result yet.")  # fmt: skip
+@click.option("--keep", is_flag=True, help="With --run: keep the environment, for a look into it.")
+@work_option("each", "with --run the environment, junit XML and logs")
 @json_option
 @pass_workspace
 def validate_command(
-    workspace: Workspace, releases: tuple[str, ...], everything: bool, as_json: bool
+    workspace: Workspace,
+    releases: tuple[str, ...],
+    everything: bool,
+    each: bool,
+    to_run: bool,
+    keep: bool,
+    folder: Path,
+    as_json: bool,
 ) -> None:
     """Check that every series applies, is complete, canonical and as locked.
+
+    With --each also that each prefix of a series can be bisected or shipped: after every patch the
+    files that it changed compile and import what is there. With --run it imports them besides, in
+    an environment of the release (10 GB for a while), and no test of tests/regress that passed
+    may fail from there on; results are kept in the cache by git tree id.
 
     \b
     Example:
       vllm-overlay validate --all
+      vllm-overlay validate --each 0.10.2
+      vllm-overlay validate --each --run 0.10.2
     """
     require_names(releases, everything)
+    if (to_run or keep) and not each:
+        raise click.UsageError("--run goes with --each")
+    if keep and not to_run:
+        raise click.UsageError("--keep goes with --run")
     chosen = workspace.versions.select(releases, patched=False)
     with workspace.progress.steps("validating", len(chosen)) as done:
         report = validate.validate(workspace, chosen, done)
+    patched = [one for one in chosen if one.is_patched] if each else []
+    stands = list(_stands(workspace, patched, folder, to_run, keep))
     if as_json:
         print_json(
             {
@@ -44,12 +82,69 @@ def validate_command(
                     for row in report.rows
                 },
                 "problems": report.problems,
+                **({"each": {one.release: one.as_json() for one in stands}} if each else {}),
             }
         )  # fmt: skip
     else:
         _print_validation(report)
-    if report.all_problems:
+        _print_stands(stands)
+    if report.all_problems or any(one.problems for one in stands):
         sys.exit(Exit.PROBLEMS)
+
+
+@dataclass(frozen=True)
+class _Stands:
+    """Whether each prefix of a release's series stands."""
+
+    release: str
+    listed: int
+    """Patches of the series."""
+    checked: int
+    """Prefixes that could be looked at: those before a patch that does not apply."""
+    problems: tuple[str, ...]
+    tested: prefixes_run.Outcome
+
+    def as_json(self) -> dict[str, object]:
+        """For scripts."""
+        one = self.tested
+        return {
+            "patches": self.listed, "compiled": self.checked, "problems": self.problems,
+            "trees_tested": one.ran, "trees_kept": one.kept, "trees_not_run": one.missing,
+            "seconds": one.seconds,
+        }  # fmt: skip
+
+
+def _stands(
+    workspace: Workspace, releases: Sequence[Release], folder: Path, to_run: bool, keep: bool
+) -> Iterator[_Stands]:
+    sources = Sources(workspace.store)
+    with workspace.progress.steps("prefixes", sum(len(workspace.series(r)) for r in releases)) as d:
+        for release in releases:
+            result = workspace.apply(release)
+            found = prefixes.of_result(workspace, result)
+            problems = tuple(prefixes.check(workspace, result, found, sources))
+            trees = prefixes_run.Trees(workspace, result, found)
+            place = (folder / release.name).absolute()
+            tested = prefixes_run.check(trees, place, to_run=to_run, keep=keep, done=d)
+            yield _Stands(release.name, len(result.applied), len(found),
+                          (*problems, *tested.problems), tested)  # fmt: skip
+
+
+def _print_stands(stands: Sequence[_Stands]) -> None:
+    for one in stands:
+        for problem in one.problems:
+            err.print(problem, style="red", markup=False)
+        tested, told = one.tested, []
+        if tested.ran or tested.kept:
+            trees = counted(tested.ran + tested.kept, "tree")
+            told.append(f"{trees} imported and tested ({tested.ran} now, {tested.seconds:.0f} s)")
+        if tested.missing:
+            told.append(f"not run: imports and tests of {counted(tested.missing, 'tree')} (--run)")
+        out.print(
+            f"{one.release}: {one.checked} of {one.listed} prefixes compiled; {'; '.join(told)}; "
+            f"{counted(len(one.problems), 'problem')}",
+            markup=False,
+        )
 
 
 #: Colours of the table's cells; the words alone say the same.

@@ -358,7 +358,7 @@ class Store:
         entries = self._listing(treeish, paths)
         if not paths and tree_id(entries) != self.tree_of(treeish):
             raise self.fault(GitError("ls-tree", 0, f"{treeish} has other files than its id says"))
-        data = self._blobs(blob for _, _, blob in entries)
+        data = self.blobs(blob for _, _, blob in entries)
         yield from ((path, executable, data[blob]) for path, executable, blob in entries)
 
     def _listing(self, treeish: str, paths: Sequence[str] = ()) -> list[tuple[str, bool, str]]:
@@ -372,7 +372,11 @@ class Store:
             entries.append((path, mode == "100755", blob))
         return entries
 
-    def _blobs(self, ids: Iterable[str]) -> dict[str, bytes]:
+    def listing(self, treeish: str) -> dict[str, str]:
+        """Blob id of every file of a commit or tree, by path."""
+        return {path: blob for path, _, blob in self._listing(treeish)}
+
+    def blobs(self, ids: Iterable[str]) -> dict[str, bytes]:
         """The bytes of blobs, by id."""
         wanted = list(dict.fromkeys(ids))
         lines = "".join(f"{blob}\n" for blob in wanted).encode()

@@ -39,12 +39,7 @@ def run(
             breaks (a failing test is no exception: it is in the verdict).
     """
     log = log_for(release.name)
-    tests = workspace.project.root / "tests"
-    if not tests.is_dir():
-        raise OverlayError(
-            "no regression tests here", f"{tests} does not exist",
-            "Run it in a checkout of the overlay", Exit.USAGE,
-        )  # fmt: skip
+    tests = require_tests(workspace)
     runs = pytest_run.Runs(workspace, release, folder, NEEDS)
     with runs.kept(keep):
         arguments = _arguments(tests / suite)
@@ -58,6 +53,21 @@ def run(
         results.keep(folder, release, suite, verdict, runs.environment.version())
     log.info("%s", verdict.counts)
     return verdict
+
+
+def require_tests(workspace: Workspace) -> Path:
+    """The folder of the tests.
+
+    Raises:
+        OverlayError: there is none.
+    """
+    tests = workspace.project.root / "tests"
+    if not (tests / "regress").is_dir():
+        raise OverlayError(
+            "no regression tests here", f"{tests} has none",
+            "Run it in a checkout of the overlay", Exit.USAGE,
+        )  # fmt: skip
+    return tests
 
 
 def _arguments(suite: Path) -> list[str]:
