@@ -7,6 +7,7 @@ nox                          the README's tests: lint, workflows, types, units, 
 nox -s fuzz                  10,000 inputs each in place of the 300 of `faults`
 nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the patched wheel
 nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched wheel
+nox -s "each(0.8.3)"         every prefix of a series: imports, and breaks no test
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew,
                              `-- --triton` what Triton compiles
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
@@ -29,6 +30,8 @@ nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 VERSIONS = nox.project.load_toml("VERSIONS.toml")
+#: Whose prefixes are tested: the first, the one with most patches, and the last.
+PREFIXES = ["0.8.3", "0.9.1", "0.10.2"]
 RELEASES = list(VERSIONS["releases"])
 PATCHED = [name for name, release in VERSIONS["releases"].items() if "series" in release]
 
@@ -87,7 +90,7 @@ def fuzz(session: nox.Session) -> None:
 def validate(session: nox.Session) -> None:
     """Every series applies, canonical and as locked; quilt agrees; no cell is worse than stock."""
     session.install("-e", ".", *group("test"))
-    session.run("vllm-overlay", "validate", "--all")
+    session.run("vllm-overlay", "validate", "--all", "--each")
     session.run("vllm-overlay", "refresh", "--all", "--check", "--no-edits")
     session.run("vllm-overlay", "matrix", "--all", "--compare")
     session.run("pytest", "-n", "auto", "tests/quilt", *session.posargs)
@@ -122,6 +125,14 @@ def regress(session: nox.Session, release: str) -> None:
     """FAIL_TO_PASS tests of one release, on its stock and on its patched wheel."""
     session.install("-e", ".")
     session.run("vllm-overlay", "regress", release, *session.posargs)
+
+
+@nox.session(tags=["matrix"])
+@nox.parametrize("release", PREFIXES, ids=PREFIXES)
+def each(session: nox.Session, release: str) -> None:
+    """Every prefix of one release's series imports, and breaks no test that passed before."""
+    session.install("-e", ".")
+    session.run("vllm-overlay", "validate", release, "--each", "--run", *session.posargs)
 
 
 @nox.session(tags=["matrix"])

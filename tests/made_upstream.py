@@ -190,7 +190,8 @@ Llama 4 passes use_irope, which the impl refuses with a TypeError.
 
 Origin: vendor
 Bug: https://example.org/issues/1
-Forwarded: no
+Forwarded: no (made up)
+Remove-When: https://example.org/pull/2
 Last-Update: 2026-11-22
 Signed-off-by: A Tester <tester@example.org>
 """

@@ -71,7 +71,9 @@ def test_a_result_of_another_series_is_outdated(run: Run, upstream: Upstream) ->
 def test_json(run: Run, upstream: Upstream) -> None:
     keep(upstream, "1.0")
     file = upstream.patches / PATCH
-    file.write_text(file.read_text().replace("Forwarded: no", "Forwarded: https://x.org/pull/12"))
+    file.write_text(
+        file.read_text().replace("Forwarded: no (made up)", "Forwarded: https://x.org/pull/12")
+    )
     found = json.loads(run("status", "--json").out)
     (cell,) = found["1.1"]["patches"]
     assert cell == {
@@ -145,7 +147,7 @@ def test_show(run: Run, upstream: Upstream) -> None:
     assert whole.encode() == (upstream.patches / PATCH).read_bytes()
     (only,) = json.loads(run("show", "attention-signatures", "--json").out)
     assert only["releases"] == ["1.0", "1.1"]
-    assert {"key": "Forwarded", "value": "no"} in only["trailers"]
+    assert {"key": "Forwarded", "value": "no (made up)"} in only["trailers"]
 
 
 def test_usage(run: Run, upstream: Upstream) -> None:

@@ -203,14 +203,14 @@ def test_the_message_alone(run: Run, upstream: Upstream) -> None:
     text = (
         git(tree, "log", "-1", "--format=%B")
         .decode()
-        .replace("Forwarded: no", "Forwarded: not-needed (made up)")
+        .replace("Forwarded: no (made up)", "Forwarded: not-needed (made up)")
     )
     git(tree, "commit", "-q", "--amend", "-m", text.replace("[Bugfix] Double", "[Core] Double"))
     ran = run("refresh", "1.2", "--date", "2027-01-02")
     assert ran.status == 0, ran.err
     text = (upstream.patches / SCALE).read_text()
     assert "[Core] Double it" in text
-    assert "Forwarded: not-needed (made up)\nLast-Update: 2026-11-22" in text
+    assert "Forwarded: not-needed (made up)\nRemove-When: " in text
     valid(run)
 
 

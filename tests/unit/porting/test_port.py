@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -340,22 +341,37 @@ def test_a_conflict_tells_what_upstream_has_of_the_patch(
 
 
 @pytest.mark.parametrize("way", ["--continue", "--skip"])
-def test_a_patch_that_fits_beside_upstreams_own_fix(run: Run, upstream: Upstream, way: str) -> None:
+@pytest.mark.parametrize(
+    "removal",
+    ["Applied-Upstream: v1.2, https://example.org/vllm/pull/9", "Remove-When: v1.2 (V0 is gone)"],
+)
+def test_a_patch_that_fits_and_whose_condition_is_met(
+    run: Run, upstream: Upstream, way: str, removal: str
+) -> None:
     file = upstream.patches / SCALE
-    url = "https://example.org/vllm/pull/9"
-    text = file.read_text()
-    file.write_text(text.replace("Last-Update", f"Applied-Upstream: v1.2, {url}\nLast-Update"))
+    file.write_text(re.sub("Remove-When: .*", removal, file.read_text()))
     upstream.lock()
     release(upstream, "1.2")
     ran = run(*TO)
     assert ran.status == 5
-    assert "stopped at scale: upstream fixed it in its own way; is it needed in 1.2?" in ran.err
-    assert f"Applied-Upstream: v1.2, {url}; as a patch it is offset +3" in ran.err
+    assert "stopped at scale: its condition for removal is met; is it needed in 1.2?" in ran.err
+    assert f"{removal}; as a patch it is offset +3" in ran.err
     ran = run("port", way)
     assert ran.status == 0, ran.err
     sound(run, upstream)
-    left_out = f"# Without {SCALE} of 1.1: Applied-Upstream: v1.2, {url}"
+    left_out = f"# Without {SCALE} of 1.1: {removal}"
     assert series(upstream).split("\n")[1] == (SCALE if way == "--continue" else left_out)
+
+
+@pytest.mark.parametrize("removal", ["v1.3 (later)", "v1.1 (before)", "https://x.org/pull/9"])
+def test_a_condition_that_is_not_met_between_the_two(
+    run: Run, upstream: Upstream, removal: str
+) -> None:
+    file = upstream.patches / SCALE
+    file.write_text(re.sub("Remove-When: .*", f"Remove-When: {removal}", file.read_text()))
+    upstream.lock()
+    release(upstream, "1.2")
+    assert run(*TO).status == 0
 
 
 @pytest.mark.parametrize("way", ["--continue", "--skip"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -80,6 +81,7 @@ def test_a_new_release(run: Run, upstream: Upstream) -> None:
         "status": "offset",
         "offsets": [3],
         "detail": "",
+        "removal_met": None,
     }
     assert found["sdist"]["size"] == (upstream.served / "vllm-1.2.tar.gz").stat().st_size
     assert (upstream.root / "VERSIONS.toml").read_bytes() == before
@@ -203,6 +205,19 @@ def test_a_draft_needs_every_pin(upstream: Upstream, needs: str, wheel: bool, wh
     workspace = upstream.workspace()
     with pytest.raises(OverlayError, match=why):
         candidate.draft_release(workspace, candidate.get_candidate(workspace, "1.2"))
+
+
+def test_a_condition_for_removal_that_is_met(run: Run, upstream: Upstream) -> None:
+    file = upstream.patches / "attention-signatures/1.0.patch"
+    removal = "Remove-When: v1.2 (V0 is gone)"
+    file.write_text(re.sub("Remove-When: .*", removal, file.read_text()))
+    upstream.lock()
+    release(upstream, "1.2")
+    told = f"its condition for removal is met: {removal}"
+    assert told in " ".join(run("watch").out.split())
+    assert f"- attention-signatures: `{told}`" in run("watch", "--markdown").out
+    found = json.loads(run("watch", "--json").out)["releases"]["1.2"]["topics"]
+    assert found["attention-signatures"]["removal_met"] == removal
 
 
 def test_a_release_without_files_is_told_and_the_others_are_tried(

@@ -32,7 +32,7 @@ def test_the_twelve_releases_and_the_controls_in_version_order(ours: versions.Ve
 
 
 def test_local_version(ours: versions.Versions) -> None:
-    assert ours.local_version(ours.get("0.8.5.post1")) == "0.8.5.post1+llama4.4"
+    assert ours.local_version(ours.get("0.8.5.post1")) == "0.8.5.post1+llama4.5"
 
 
 @pytest.mark.parametrize(

@@ -222,7 +222,7 @@ def _was_told(workspace: Workspace, found: Port, step: Step, skip: bool) -> bool
 
 def _default_reason(step: Step, state: State) -> str:
     if fixed := step.fixed(state):
-        return f"Applied-Upstream: {fixed}"
+        return str(fixed)
     return f"{step.how.value}: {step.reason}" if step.reason else "not needed"
 
 
@@ -309,7 +309,7 @@ def _told(found: Port, step: Step) -> Iterator[str]:
     if step.how is How.UPSTREAM:
         yield f"stopped at {step.topic}: {name} has it already ({step.reason})"
     elif step.how is How.FIXED:
-        yield f"stopped at {step.topic}: upstream fixed it in its own way; is it needed in {name}?"
+        yield f"stopped at {step.topic}: its condition for removal is met; is it needed in {name}?"
         yield step.reason
     else:
         places = len(step.conflicts)
@@ -323,7 +323,7 @@ def _told(found: Port, step: Step) -> Iterator[str]:
         yield f"already upstream in {name}, in part:"
         yield from (f"  {part}" for part in step.parts)
     if step.how is not How.FIXED and (fixed := step.fixed(found.state)):
-        yield f"its Applied-Upstream: {fixed}"
+        yield f"its condition for removal is met: {fixed}"
     if found.left:
         yield f"not tried yet: {', '.join(found.left)}"
 
@@ -348,7 +348,7 @@ def _step_json(step: Step, state: State) -> dict[str, Any]:
         "file": f"patches/{step.path}" if step.path else None,
         "offsets": step.applied.offsets if step.applied else (),
         "reason": step.reason or None,
-        "applied_upstream": step.fixed(state),
+        "removal_met": str(fixed) if (fixed := step.fixed(state)) else None,
         "upstream_already": [
             {"path": p.path, "hunks": p.hunks, "of": p.of, "lines": p.lines} for p in step.parts
         ],

@@ -15,7 +15,6 @@ from overlay.base.errors import Exit
 from overlay.cli.options import EPILOG, json_option, pass_workspace
 from overlay.patches.workspace import Workspace
 from overlay.porting import watch
-from overlay.porting.candidate import detail
 from overlay.porting.watch import Found
 from overlay.releases.versions import Versions
 
@@ -75,6 +74,6 @@ def _print(versions: Versions, found: Sequence[Found]) -> None:
         for attempt in one.attempts:
             line = f"    {attempt.path!s:<{width}}  {attempt.applied.summary}"
             out.print(line, markup=False, soft_wrap=False)
-            if more := detail(attempt):
+            for more in watch.details_of(one, attempt):
                 told = Padding(Text(more, style="dim"), (0, 0, 0, 8))
                 out.print(told, soft_wrap=False)

@@ -16,7 +16,7 @@ from overlay.patches.tree import Applied, Store
 from overlay.releases.versions import Release
 
 #: Trailers that are the overlay's own and say nothing to upstream.
-_OURS = ("Origin", "Bug", "Forwarded", "Applied-Upstream", "Last-Update")
+_OURS = ("Origin", "Bug", "Forwarded", "Applied-Upstream", "Remove-When", "Last-Update")
 
 
 @dataclass(frozen=True)

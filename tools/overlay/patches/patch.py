@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from packaging.version import InvalidVersion, Version
+
 from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.git import Git, GitError
@@ -27,18 +29,24 @@ FORMAT_PATCH = (
 )
 
 _URL = r"https?://[^\s,]+"
+_TAG = r"v[0-9][0-9a-z.]*"
 _PERSON = r"[^<>]+ <[^<>@\s]+@[^<>\s]+>"
+#: Trailers that say when a patch is to go; every patch needs one of them. The first is DEP-3's:
+#: upstream fixed the same fault in that release. The other names a release in which the fault is
+#: no more for another reason, or the pull request or issue that will tell.
+REMOVAL_TRAILERS = ("Applied-Upstream", "Remove-When")
 #: Trailers every patch needs, and the form of each.
 REQUIRED_TRAILERS: Mapping[str, str] = {
     "Origin": r"(upstream|backport|vendor|other)(, .+)?",
     "Bug": _URL,
-    "Forwarded": rf"no( \(.+\))?|not-needed \(.+\)|{_URL}",
+    "Forwarded": rf"no \(.+\)|not-needed \(.+\)|{_URL}",
     "Last-Update": r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])",
     "Signed-off-by": _PERSON,
 }
 #: Trailers a patch may have.
 OPTIONAL_TRAILERS: Mapping[str, str] = {
-    "Applied-Upstream": rf"v[0-9][0-9a-z.]*, {_URL}",
+    "Applied-Upstream": rf"{_TAG}, {_URL}",
+    "Remove-When": rf"{_TAG} \(.+\)|{_URL}/(pull|issues)/\d+",
     "Co-authored-by": _PERSON,
     "Reviewed-by": _PERSON,
 }
@@ -47,6 +55,38 @@ _SUBJECT = re.compile(r"(\[[A-Za-z0-9/ ._-]+\])+ \S.*")
 #: Characters of a header.
 _MAX_FIELD = 1000
 _MAIL_START = re.compile(rb"From [0-9a-f]{40} Mon Sep 17 00:00:00 2001\n")
+
+
+@dataclass(frozen=True)
+class Removal:
+    """When a patch is to go."""
+
+    trailer: str
+    """One of `REMOVAL_TRAILERS`."""
+    value: str
+
+    def __str__(self) -> str:
+        """The trailer's line."""
+        return f"{self.trailer}: {self.value}"
+
+    @property
+    def release(self) -> Version | None:
+        """The first release that does without it; None: that of a pull request or issue to come."""
+        found = re.match(rf"({_TAG})(?:, | \()", self.value)
+        try:
+            return Version(found[1]) if found else None
+        except InvalidVersion:
+            return None
+
+    @property
+    def reference(self) -> str:
+        """The pull request or issue; empty if there is none."""
+        found = re.search(_URL, self.value)
+        return found[0] if found else ""
+
+    def is_met(self, release: Version) -> bool:
+        """Whether `release` does without the patch."""
+        return self.release is not None and self.release <= release
 
 
 @dataclass(frozen=True)
@@ -78,6 +118,12 @@ class Mail:
     def trailer(self, key: str) -> str | None:
         """The value of the first trailer called `key`."""
         return next((value for name, value in self.trailers if name == key), None)
+
+    @property
+    def removal(self) -> Removal | None:
+        """When the patch is to go, as its trailers have it."""
+        found = ((key, self.trailer(key)) for key in REMOVAL_TRAILERS)
+        return next((Removal(key, value) for key, value in found if value), None)
 
 
 @dataclass(frozen=True)
@@ -234,6 +280,11 @@ def _lint_trailers(trailers: tuple[tuple[str, str], ...]) -> Iterator[str]:
         elif not re.fullmatch(forms[key], value):
             yield f"trailer {key}: {value!r} is not of the form {forms[key]}"
     present = {key for key, _ in trailers}
+    told = [key for key in REMOVAL_TRAILERS if key in present]
+    if not told:
+        yield f"no condition for its removal: trailer {' or '.join(REMOVAL_TRAILERS)}"
+    elif len(told) > 1:
+        yield f"{' and '.join(told)} are two conditions for its removal"
     for key in REQUIRED_TRAILERS:
         if key not in present:
             yield f"no trailer {key}"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 
-from packaging.version import InvalidVersion, Version
+from packaging.version import Version
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.project import Project
@@ -24,7 +24,14 @@ from overlay.patches import entry, guilt, range_diff, tree
 from overlay.patches.attempt import AttemptStatus, try_patch
 from overlay.patches.changes import shipped
 from overlay.patches.conflict import Conflict, locate
-from overlay.patches.patch import Patch, content_of, export_patch, parse_mail, with_date
+from overlay.patches.patch import (
+    Patch,
+    Removal,
+    content_of,
+    export_patch,
+    parse_mail,
+    with_date,
+)
 from overlay.patches.range_diff import Change, Section
 from overlay.patches.series import PatchPath
 from overlay.patches.tally import Tally
@@ -95,15 +102,12 @@ class Step:
             return self.applied.summary
         return f"{self.how.value}: {self.reason}" if self.reason else str(self.how.value)
 
-    def fixed(self, state: State) -> str | None:
-        """What its Applied-Upstream says, if upstream fixed it between the two releases."""
-        value = self.patch.mail.trailer("Applied-Upstream")
-        try:
-            tag = Version(value.split(",")[0]) if value else None
-        except InvalidVersion:
+    def fixed(self, state: State) -> Removal | None:
+        """Its condition for removal, if that was met between the two releases."""
+        removal = self.patch.mail.removal
+        if removal is None or removal.is_met(Version(state.origin)):
             return None
-        between = tag and Version(state.origin) < tag <= state.release.version
-        return value if between else None
+        return removal if removal.is_met(state.release.version) else None
 
 
 @dataclass(frozen=True)
@@ -236,7 +240,7 @@ def _port_one(workspace: Workspace, state: State, scratch: Path, head: str, own:
     if decision.keep or step.how.stops or not (fixed := step.fixed(state)):
         return step
     # It may fit all the same, beside upstream's own fix: a person has to look.
-    reason = f"Applied-Upstream: {fixed}; as a patch it is {step.summary}"
+    reason = f"{fixed}; as a patch it is {step.summary}"
     return replace(step, how=How.FIXED, path=None, text=None, reason=reason)
 
 

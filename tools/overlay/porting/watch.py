@@ -146,11 +146,19 @@ def _as_json(one: Found) -> dict[str, object]:
                 "status": shown_status(attempt).value,
                 "offsets": attempt.applied.offsets,
                 "detail": detail(attempt),
+                "removal_met": removal(one, attempt),
             }
             for attempt in one.attempts
         },
         "problems": one.problems,
     }
+
+
+def removal(one: Found, attempt: Attempt) -> str | None:
+    """A topic's condition for removal, if the new release meets it."""
+    patch = attempt.applied.patch
+    found = patch.mail.removal if patch else None
+    return str(found) if found and found.is_met(one.candidate.version) else None
 
 
 def facts(one: Found) -> Iterator[tuple[str, str]]:
@@ -200,9 +208,17 @@ def _section(one: Found) -> Iterator[str]:
     rows = [("topic", "patch", "result"), ("---", "---", "---")]
     rows += [(a.path.topic, f"`{a.path}`", a.applied.summary) for a in one.attempts]
     yield "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    details = [(a.path.topic, detail(a)) for a in one.attempts if detail(a)]
+    details = [(a.path.topic, text) for a in one.attempts for text in details_of(one, a)]
     if details:
         yield "\n".join(f"- {topic}: {_code(text)}" for topic, text in details)
+
+
+def details_of(one: Found, attempt: Attempt) -> Iterator[str]:
+    """What to know of a topic beside its status."""
+    if more := detail(attempt):
+        yield more
+    if met := removal(one, attempt):
+        yield f"its condition for removal is met: {met}"
 
 
 def _code(text: str) -> str:
