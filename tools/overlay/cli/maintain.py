@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from overlay.answers import status
+from overlay.answers import status, upstream_state
 from overlay.answers.status import Cell, PatchUse, Row
 from overlay.base import transaction
 from overlay.base.console import counted, err, out, print_json
@@ -318,10 +318,22 @@ def normalize_command(
 @click.command(epilog=EPILOG)
 @click.argument("releases", nargs=-1)
 @click.option("--markdown", is_flag=True, help="Print Markdown: topics by releases.")
+@click.option("--upstream", is_flag=True,
+              help="What became of pull requests and issues that patches name.")  # fmt: skip
+@click.option("--states", metavar="FILE", type=click.Path(path_type=Path),
+              help="With --upstream: their states, if not upstream.json.")  # fmt: skip
+@click.option("--references", "only_names", is_flag=True,
+              help="With --upstream: print their addresses alone, one a line.")  # fmt: skip
 @json_option
 @pass_workspace
 def status_command(
-    workspace: Workspace, releases: tuple[str, ...], markdown: bool, as_json: bool
+    workspace: Workspace,
+    releases: tuple[str, ...],
+    markdown: bool,
+    upstream: bool,
+    states: Path | None,
+    only_names: bool,
+    as_json: bool,
 ) -> None:
     """Tell what each patch is on each release, where it was forwarded, and what tests said last.
 
@@ -334,9 +346,21 @@ def status_command(
     Example:
       vllm-overlay status
       vllm-overlay status 0.8.3 0.8.4 --json
+      vllm-overlay status --upstream
     """
     if markdown and as_json:
         raise click.UsageError("--markdown and --json exclude each other")
+    if (states or only_names) and not upstream:
+        raise click.UsageError("--states and --references go with --upstream")
+    if upstream and (releases or markdown):
+        raise click.UsageError("--upstream is of all patches: name no release, and no --markdown")
+    if only_names:
+        for named in upstream_state.references(workspace):
+            out.print(named.url, markup=False)
+        return
+    if upstream:
+        _tell_upstream(workspace, states, as_json)
+        return
     chosen = workspace.versions.select(releases, patched=True)
     with workspace.progress.steps("looking", len(chosen)) as done:
         rows = status.collect(workspace, chosen, workspace.project.root / "work", done)
@@ -352,6 +376,32 @@ def status_command(
         else:
             _print_files(status.by_file(rows), [one.name for one in chosen], today)
         _print_rows(rows)
+
+
+def _tell_upstream(workspace: Workspace, states: Path | None, as_json: bool) -> None:
+    if states and not states.is_file():
+        raise click.UsageError(f"--states: there is no {states}")
+    known = upstream_state.read(states or workspace.project.root / upstream_state.FILE)
+    today = date.fromisoformat(refresh.last_update(None))
+    if as_json:
+        print_json(upstream_state.as_json(workspace, known, today))
+        return
+    if known:
+        table = _table("reference", "state", "since", "patches", "")
+        named = upstream_state.references(workspace)
+        for each, one, days, told in upstream_state.rows(named, known, today):
+            topics = ", ".join(dict.fromkeys(path.topic for path in each.patches))
+            since = "—" if days is None else f"{days} d"
+            table.add_row(status.short(each.url), one.state if one else "—", since, topics, told)
+        out.print(table, soft_wrap=False)
+        out.print()
+    table = _table("topic", "releases", "goes when", "")
+    for row in upstream_state.condition_lines(workspace):
+        table.add_row(*row)
+    out.print(table, soft_wrap=False)
+    out.print()
+    told = upstream_state.age_told(known, today) if known else upstream_state.absent(workspace)
+    out.print(told, markup=False)
 
 
 #: Colours of states; the words alone say the same.
