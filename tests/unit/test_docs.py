@@ -53,7 +53,12 @@ RELEASES = {
 BY_CI = {
     ("README.md", "build"): ("$(readme build)",),
     ("README.md", "test"): ("$(readme test)",),
-    ("CONTRIBUTING.md", "test"): ("'regress(0.10.2)'", "'upstream(0.10.2)'", "'matrix(0.10.2)'"),
+    ("CONTRIBUTING.md", "test"): (
+        "'each(0.10.2)'",
+        "'regress(0.10.2)'",
+        "'upstream(0.10.2)'",
+        "'matrix(0.10.2)'",
+    ),
     ("CONTRIBUTING.md", "nox"): ("$(readme test)", "nox --list", "'regress(0.10.2)'"),
     ("docs/packager.md", "compile"): ("'source(0.8.5.post1)'",),
 }
