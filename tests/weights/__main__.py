@@ -1,0 +1,169 @@
+"""`python -m weights FILE`: write what the release does with every checkpoint, as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import multiprocessing
+import os
+import resource
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+# Before anything imports vllm, transformers or Triton.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["VLLM_NO_USAGE_STATS"] = "1"
+os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
+
+import torch
+
+from matrix import driver
+from matrix.cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES
+from regress import fake_cuda, third_party
+from regress.releases import installed_release
+
+from . import checkpoints, launches, probe
+from .checkpoints import Weights
+from .probe import Outcome, Place
+
+PRELOADED = "vllm.engine.arg_utils"
+BY_CAPABILITY = "vllm.model_executor.layers.quantization.utils.w8a8_utils"
+"""A module that asks for the GPU when it is imported, so that each process imports its own."""
+MODULES = (
+    "vllm.model_executor.layers.fused_moe.fused_moe",
+    "vllm.attention.layer",
+    "vllm.model_executor.models.mllama4",
+    "vllm.attention.backends.xformers",
+)
+
+Cell = tuple[Weights, Place]
+GPU = "made-up"
+
+
+def set_up() -> None:
+    """Install the fake GPU, and load of vLLM what is the same for every GPU."""
+    driver.install()
+    torch.set_num_threads(1)
+    launches.prepare()
+    third_party.import_untuned(PRELOADED)
+    if BY_CAPABILITY in sys.modules:
+        raise RuntimeError(f"{BY_CAPABILITY} is imported before there is a GPU")
+
+
+def become(capability: tuple[int, int]) -> None:
+    """Have this process see a GPU of that capability, for good, and load the rest of vLLM."""
+    fake_cuda.Device.capability = capability
+    major, minor = capability
+    fake_cuda.Device.properties = SimpleNamespace(
+        name=GPU, gcnArchName=GPU, total_memory=fake_cuda.Device.total_memory,
+        major=major, minor=minor, multi_processor_count=100,
+    )  # fmt: skip
+    for module in MODULES:
+        third_party.import_untuned(module)
+    driver.offer_flash_attention()
+    offer_bitsandbytes()
+    launches.install()
+    probe.set_up()
+
+
+_installed = ExitStack()
+
+
+def offer_bitsandbytes() -> None:
+    """Have bitsandbytes count as installed, as it is for those who ask for it."""
+    _installed.enter_context(third_party.stubbed(("bitsandbytes",)))
+    package = importlib.import_module("bitsandbytes")
+    vars(package).setdefault("__version__", "999")
+
+
+def look(task: tuple[Path, tuple[int, int]]) -> dict[Cell, Outcome]:
+    """Probe all checkpoints on a GPU, in a process that knows no other."""
+    folder, capability = task
+    become(capability)
+    checkpoints.write(folder)
+    found: dict[Cell, Outcome] = {}
+    for weights, dtype in product(checkpoints.weights(), DTYPES):
+        for kv_cache_dtype in KV_CACHE_DTYPES:
+            place = Place(dtype, kv_cache_dtype, capability)
+            if kv_cache_dtype == "auto":
+                plain = found[weights, place] = probe.probe(folder, weights, place)
+            else:
+                refused = probe.probe_cache(folder, weights, place)
+                found[weights, place] = plain if not refused.message or plain.message else refused
+    return found
+
+
+def run(folder: Path, jobs: int) -> dict[Cell, Outcome]:
+    """Probe all cells."""
+    context = multiprocessing.get_context("fork")
+    start, found = time.monotonic(), dict[Cell, Outcome]()
+    tasks = []
+    for capability in CAPABILITIES:
+        place = folder / "{}.{}".format(*capability)
+        place.mkdir()
+        tasks.append((place, capability))
+    with context.Pool(jobs, maxtasksperchild=1) as pool:
+        for (_, capability), part in zip(tasks, pool.imap(look, tasks, 1), strict=True):
+            found |= part
+            say(f"{capability}: {len(part)} cells after {time.monotonic() - start:.0f} s")
+    return found
+
+
+def say(text: str) -> None:
+    """Tell the tool how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def cpu_seconds() -> float:
+    """Return what all processes have computed so far, which other work does not add to."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
+def document(found: dict[Cell, Outcome]) -> dict[str, Any]:
+    """Return the result: distinct outcomes, and their numbers row by row."""
+    numbers: dict[Outcome, int] = {}
+    rows = []
+    for weights in checkpoints.weights():
+        places = (Place(*place) for place in product(DTYPES, KV_CACHE_DTYPES, CAPABILITIES))
+        outcomes = [found[weights, place] for place in places]
+        results = [numbers.setdefault(one, len(numbers)) for one in outcomes]
+        rows.append({**dataclasses.asdict(weights), "results": results})
+    return {
+        "release": installed_release(),
+        "axes": {
+            "dtype": DTYPES,
+            "kv_cache_dtype": KV_CACHE_DTYPES,
+            "capability": [f"{major}.{minor}" for major, minor in CAPABILITIES],
+        },
+        "outcomes": [dataclasses.asdict(outcome) for outcome in numbers],
+        "rows": rows,
+    }
+
+
+def main() -> None:
+    """Write the file."""
+    parser = argparse.ArgumentParser(prog="weights", description=__doc__)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    start = time.monotonic()
+    set_up()
+    say(f"vLLM loaded after {time.monotonic() - start:.0f} s")
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        found = run(Path(folder), options.jobs)
+    say(f"{time.monotonic() - start:.0f} s in all, {cpu_seconds():.0f} s of CPU")
+    options.file.write_text(json.dumps(document(found)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
