@@ -78,8 +78,10 @@ class Binaries(_Model):
         )
 
     def serves(self, need: Need, capability: str) -> bool:
-        """Whether a GPU of that compute capability can run the kernels of a need."""
-        return all(code.serves(capability) for code in self.code_of(need))
+        """Whether a GPU of that compute capability can run the kernels of a need, or one of them
+        where it is the operator's choice."""
+        serving = [code.serves(capability) for code in self.code_of(need)]
+        return any(serving) if need.is_choice else all(serving)
 
     def lacking(self, capability: str, backend: str = "") -> tuple[str, ...]:
         """What has no code for a GPU of that compute capability: names of needs, or torch.

@@ -51,7 +51,8 @@ def _explained(name: str) -> Iterator[None]:
 def _parts(name: str, found: dict[str, set[Code]]) -> Iterator[Part]:
     """Kernels with the same code together, in the order of `needed`."""
     kernels: dict[Code, list[str]] = defaultdict(list)
-    order = [kernel for need in needed.NEEDS if need.library == name for kernel in need.kernels]
+    needs = (need for need in (*needed.NEEDS, *needed.QUANTISED) if need.library == name)
+    order = dict.fromkeys(kernel for need in needs for kernel in need.kernels)
     for kernel in order:
         for code in sorted(found.get(kernel, ()), key=str):
             kernels[code].append(kernel)

@@ -13,7 +13,7 @@ from overlay.answers.binaries import Binaries
 from overlay.base.console import err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
-from overlay.kernels.needed import NEEDS
+from overlay.kernels.needed import NEEDS, QUANTISED
 from overlay.patches.workspace import Workspace
 from overlay.releases.uv import UvCache
 from overlay.releases.versions import Release
@@ -89,7 +89,11 @@ def _print(found: Binaries) -> None:
     table = Table(box=None, pad_edge=False)
     for name in (found.release, "in", "cubins", "PTX"):
         table.add_column(name)
-    rows = [(need.name, need.library, code) for need in NEEDS for code in found.code_of(need)]
+    rows = [
+        (need.name, need.library, code)
+        for need in (*NEEDS, *QUANTISED)
+        for code in found.code_of(need)
+    ]
     rows += [
         (f"torch {found.torch.version}", binaries_run.TORCH, code) for code in found.torch.code
     ]
