@@ -9,7 +9,8 @@ nox -s "regress(0.8.3)"      a release's regression tests, on the stock and the 
 nox -s "upstream(0.8.3)"     upstream's own tests, on the stock and the patched wheel
 nox -s "each(0.8.3)"         every prefix of a series: imports, and breaks no test
 nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` makes matrix/ anew,
-                             `-- --triton` what Triton compiles
+                             `-- --triton` what Triton compiles, `-- --weights` what
+                             becomes of quantised weights
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
 nox -s "build(0.8.3)"        a release's patched wheel in dist/, twice the same and verified
 nox -s port                  three releases of real history, ported again
@@ -147,7 +148,7 @@ def upstream(session: nox.Session, release: str) -> None:
 @nox.parametrize("release", PATCHED, ids=PATCHED)
 def matrix(session: nox.Session, release: str) -> None:
     """What becomes of every configuration of one release, patched, for which GPUs its wheel and
-    torch have code, and what its Triton compiles: as matrix/ has it."""
+    torch have code, what its Triton compiles and which weights it takes: as matrix/ has it."""
     session.install("-e", ".")
     if session.posargs:
         session.run("vllm-overlay", "matrix", release, *session.posargs)
@@ -155,6 +156,7 @@ def matrix(session: nox.Session, release: str) -> None:
     session.run("vllm-overlay", "kernels", release, "--check")
     session.run("vllm-overlay", "matrix", release, "--check")
     session.run("vllm-overlay", "matrix", release, "--triton", "--check")
+    session.run("vllm-overlay", "matrix", release, "--weights", "--check")
 
 
 @nox.session(tags=["gpu"])

@@ -150,8 +150,8 @@ CONFIGS: dict[str, dict[str, Any] | None] = {
         "llm_int8_skip_modules": list(_KEPT),
     },
 }
-"""`quantization_config` by format. w4a16 and the like are compressed-tensors, by the bits of weights
-and inputs; w8a8-fp8 has a scale for each output and token, as Meta's FP8 Maverick."""
+"""`quantization_config` by format. w4a16 and the like are compressed-tensors, by the bits of the
+weights and the inputs; w8a8-fp8 has a scale an output and a token, as Meta's FP8 Maverick."""
 
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "none": ("", "fp8", "bitsandbytes", "experts_int8"),

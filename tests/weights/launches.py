@@ -1,7 +1,7 @@
 """Have a step run without a GPU, and note the kernels that it launches.
 
-vLLM's compiled extension is not loaded. Others stand in for its operators and compute nothing: those
-that write into a tensor leave it as it is, the rest return one of the right shape.
+vLLM's compiled extension is not loaded. Others stand in for its operators and compute nothing:
+those that write into a tensor leave it as it is, the rest return one of the right shape.
 """
 
 from __future__ import annotations

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from overlay.answers import evidence, gpus, matrix, runnable
+from overlay.answers import evidence, gpus, matrix, runnable, weights
+from overlay.answers.checkpoint import Checkpoint
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
 from overlay.answers.runnable import Kernels, Place
+from overlay.answers.weights import Asked
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import Release, Versions, ranges
@@ -62,6 +64,8 @@ class Settings:
     """Tokens; None takes it to be past the chunk."""
     chunk: int = CHUNK
     """`attention_chunk_size` of the model, tokens."""
+    weights: Asked | None = None
+    """None takes them to be unquantised."""
 
     @property
     def length(self) -> Length:
@@ -87,6 +91,7 @@ class Settings:
         said = [f"KV cache {self.kv_cache_dtype}", f"dtype {self.dtype}", self._told_length]
         said += [f"{name}={value}" for name, value in self._variables if value != UNSET]
         said.append("with FlashInfer" if self.flashinfer else "without FlashInfer")
+        said += [str(self.weights)] if self.weights else []
         return ", ".join(said)
 
     @property
@@ -185,6 +190,34 @@ class Answer:
     """Where this release, patched, cannot run with these settings: the releases that can."""
 
 
+def of_checkpoint(
+    settings: Settings, found: Checkpoint | None, quantization: str | None, chunk: int | None
+) -> Settings:
+    """The settings with a checkpoint, --quantization and the chunk, where each is given: what a
+    checkpoint tells counts where no option says otherwise.
+
+    Raises:
+        OverlayError: nothing is known of such a flag.
+    """
+    form, experts, text_only = (
+        (found.form, found.experts, found.is_text_only) if found else (None, weights.EXPERTS, None)
+    )
+    settings = replace(
+        settings,
+        chunk=chunk or (found and found.chunk) or CHUNK,
+        weights=weights.asked(form, quantization, experts, text_only),
+    )
+    if found is None:
+        return settings
+    # A checkpoint in half precision is served so; of bfloat16 the GPU decides.
+    is_half = settings.dtype == "auto" and found.dtype == "float16"
+    return replace(
+        settings,
+        dtype="float16" if is_half else settings.dtype,
+        max_model_len=settings.max_model_len or found.max_model_len,
+    )
+
+
 def capability_of(text: str) -> str:
     """A capability as people write it: 7.5, 75, sm_75, sm90a.
 
@@ -214,10 +247,9 @@ def target(name: str, capability: str, columns: Sequence[str]) -> Target:
             "there too"
         )
         return Target(name, capability, None, note, is_too_old=True)
-    lower = [one for one in known if one[0] == mine[0] and one < mine]
-    if not lower:
+    column = gpus.column(capability, columns)
+    if column is None:
         return Target(name, capability, None, f"the matrix has no capability like {capability}")
-    column = ".".join(map(str, lower[-1]))
     note = f"the matrix has no capability {capability}; this is what it has for {column}"
     return Target(name, capability, column, note)
 
@@ -233,15 +265,14 @@ def load(root: Path, release: Release) -> Kept:
     }
 
 
-def _patched(root: Path, release: Release, stands_for: Mapping[str, str] | None = None) -> Matrix:
-    """What is kept of a patched release, with what cannot run said to be so, as
-    `runnable.laid_over` has it.
+def _patched(root: Path, release: Release) -> Matrix:
+    """What is kept of a patched release, with what cannot run said to be so.
 
     Raises:
         OverlayError: a file is missing or damaged.
     """
     kept = matrix.read(matrix.path_of(root, release.name, "patched"))
-    return runnable.laid_over(kept, runnable.known(root, release.name), stands_for)
+    return runnable.laid_over(kept, runnable.known(root, release.name))
 
 
 def is_kept(root: Path, release: Release) -> bool:
@@ -384,11 +415,13 @@ def ask(
         found = target(*gpu, kept["stock"].axes.capability)
         if found.column is not None:
             kernels_here = kernels or runnable.known(root, release.name)
+            kernels_here = kernels_here.holding(root, release.name, settings.weights)
             laid = {
                 variant: runnable.laid_over(one, kernels_here, found.stands_for)
                 for variant, one in kept.items()
             }
             one = _answer(workspace, release, laid, settings, found.column)
+            one = _with_flags(one, kept, kernels_here, found, settings)
             place = settings.place(found.capability)
             besides = _besides(one.patched.outcome, kernels_here, place)
             answers.append(replace(one, besides=besides))
@@ -432,7 +465,8 @@ def _way(use: RightSettings | None, cell: Cell) -> tuple[str, ...] | None:
 def _besides(outcome: Outcome, kernels: Kernels, place: Place) -> tuple[str, ...]:
     """What is known of a patched release beyond its outcome."""
     prefix = kernels.without_chunks(outcome, place)
-    return (f"chunked prefill and prefix caching cannot run: {prefix}",) if prefix else ()
+    chunks = f"chunked prefill and prefix caching cannot run: {prefix}" if prefix else ""
+    return tuple(part for part in (chunks, *kernels.unknown(place)) if part)
 
 
 def _elsewhere(
@@ -451,7 +485,7 @@ def _elsewhere(
         if release.name in uses:
             use = uses[release.name]
         else:
-            use = _use_elsewhere(workspace.project.root, release, found, cell, settings.chunk)
+            use = _use_elsewhere(workspace.project.root, release, found, cell, settings)
         way = _way(use, cell)
         if way is not None:
             ways.append(Elsewhere(release.name, way))
@@ -459,15 +493,48 @@ def _elsewhere(
 
 
 def _use_elsewhere(
-    root: Path, release: Release, found: Target, cell: Cell, chunk: int
+    root: Path, release: Release, found: Target, cell: Cell, settings: Settings
 ) -> RightSettings | None:
     """The nearest settings that are right in another release; None if it does not have the cell."""
     if not is_kept(root, release):
         return None
-    patched = _patched(root, release, found.stands_for)
-    if patched.outcome_of(replace(cell, flashinfer=False)) is None:
+    kept = matrix.read(matrix.path_of(root, release.name, "patched"))
+    if kept.outcome_of(replace(cell, flashinfer=False)) is None:
         return None
-    return nearest(patched, cell, chunk)
+    kernels = runnable.known(root, release.name).holding(root, release.name, settings.weights)
+    if kernels.held and kernels.held.kept is None:
+        return None
+    use = nearest(runnable.laid_over(kept, kernels, found.stands_for), cell, settings.chunk)
+    return _with_flag(use, kept, kernels, found, cell, settings.chunk)
+
+
+def _with_flags(
+    one: Answer, kept: Kept, kernels: Kernels, found: Target, settings: Settings
+) -> Answer:
+    """The answer, with another --quantization where no settings are right without."""
+    assert found.column is not None
+    cell = settings.cell(found.column)
+    stock, patched = (
+        replace(side, use=_with_flag(side.use, kept[variant], kernels, found, cell, settings.chunk))
+        for variant, side in zip(VARIANTS, (one.stock, one.patched), strict=True)
+    )
+    return replace(one, stock=stock, patched=patched)
+
+
+def _with_flag(
+    use: RightSettings | None, kept: Matrix, kernels: Kernels, found: Target, cell: Cell, chunk: int
+) -> RightSettings | None:
+    """The settings nearest to `cell` that are right with another --quantization, if `use` is no
+    way; else `use`."""
+    if kernels.held is None or _way(use, cell) is not None:
+        return use
+    ways = [use] if use else []
+    for flag, held in kernels.held.otherwise():
+        laid = runnable.laid_over(kept, replace(kernels, held=held), found.stands_for)
+        other = nearest(laid, cell, chunk)
+        if other:
+            ways.append(replace(other, changes=(flag, *other.changes)))
+    return min(ways, key=lambda way: (_way(way, cell) is None, len(way.changes)), default=None)
 
 
 def _filled(outcome: Outcome, cell: Cell, settings: Settings) -> Outcome:
@@ -501,10 +568,23 @@ def _answer(
         for variant in VARIANTS
     )
     other_faults = [
-        OTHER_FAULTS[p.topic] for p in workspace.series(release) if p.topic in OTHER_FAULTS
+        OTHER_FAULTS[p.topic]
+        for p in workspace.series(release)
+        if p.topic in OTHER_FAULTS and _concerns(p.topic, settings.weights)
     ]
     version = workspace.versions.local_version(release)
     return Answer(release, version, stock, patched, tuple(other_faults))
+
+
+def _concerns(topic: str, asked: Asked | None) -> bool:
+    """Whether a fault can be met with a checkpoint: with images, or without."""
+    if asked is None or asked.is_text_only is None:
+        return True
+    return topic not in (_OF_IMAGES if asked.is_text_only else _OF_TEXT)
+
+
+#: Topics of faults that checkpoints without images have, and those with them.
+_OF_TEXT, _OF_IMAGES = ("llama4-text-only",), ("llama4-image-dtype", "llama4-images-off")
 
 
 def _side(
@@ -557,6 +637,7 @@ def known_from(outcome: Outcome) -> str:
         "constructed": "the layers were constructed, not computed",
         "binaries": "read from the fat binaries of the official wheels",
         "compiled": "compiled ahead of time, without a GPU",
+        "layers": "the release's own layers, constructed and run without a GPU up to the kernels",
     }
     return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
 
@@ -648,9 +729,13 @@ def _with(changes: tuple[str, ...], releases: str) -> str:
 
 def ways_out(one: Answer) -> list[str]:
     """The releases that run where this one cannot, those with the same settings first."""
-    found = _by_changes((other.release, other.changes) for other in one.elsewhere)
-    if one.patched.cannot_run and not found:
+    if one.patched.cannot_run and not one.elsewhere:
         return ["no release that this overlay patches runs it on this GPU"]
+    found = _by_changes(
+        (other.release, other.changes)
+        for other in one.elsewhere
+        if other.release != one.release.name
+    )
     return [f"patched and right on this GPU: {_with(changes, ', '.join(names))}"
             for changes, names in found]  # fmt: skip
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,6 +33,18 @@ def version(capability: str) -> tuple[int, int]:
     """
     major, _, minor = capability.partition(".")
     return int(major), int(minor)
+
+
+def column(capability: str, columns: Sequence[str]) -> str | None:
+    """Which of some capabilities answers for one: its own, else the next lower one of its major
+    version, whose kernels it runs; None if there is none.
+
+    >>> column("8.7", ("8.0", "8.6", "9.0")), column("10.0", ("8.0", "9.0"))
+    ('8.6', None)
+    """
+    mine = version(capability)
+    lower = [one for one in columns if version(one)[0] == mine[0] and version(one) <= mine]
+    return max(lower, key=version, default=None)
 
 
 def _geforce(capability: str, *numbers: str) -> tuple[Gpu, ...]:

@@ -1,4 +1,4 @@
-"""Run tests/matrix and tests/compiled in the environment of a release, on its wheels."""
+"""Run tests/matrix, tests/compiled and tests/weights in a release's environment, on its wheels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overlay.answers import compiled
+from overlay.answers import compiled, weights
 from overlay.answers.compiled import Compiled
 from overlay.answers.matrix import Matrix, Variant, from_run, summary
+from overlay.answers.weights import Weights
 from overlay.base.console import log_for
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.workspace import Workspace
@@ -40,6 +41,8 @@ class Program:
 MATRIX = Program("matrix", 1200.0)
 #: A whole release takes 5 to 8 minutes on two cores.
 TRITON = Program("compiled", 3600.0)
+#: A whole release takes 2 minutes on two cores.
+WEIGHTS = Program("weights", 1200.0)
 
 
 def run(
@@ -68,6 +71,16 @@ def run_triton(
         return runner.compiled(("--known", str(known)) if known else ())
 
 
+def run_weights(workspace: Workspace, release: Release, folder: Path, jobs: int) -> Weights:
+    """Run tests/weights on the official wheel of `release`, in an environment under `folder`.
+
+    Raises:
+        OverlayError: the environment can't be made, or the run breaks.
+    """
+    with _runner(workspace, release, folder, WEIGHTS, jobs) as runner:
+        return runner.weights()
+
+
 @dataclass(frozen=True)
 class _Runner:
     """Runs a program on the wheels of a release, which take turns in one environment."""
@@ -91,6 +104,13 @@ class _Runner:
         start = time.monotonic()
         made = compiled.from_run(self._result("stock", "triton", options))
         self._say(compiled.summary(made), start)
+        return made
+
+    def weights(self) -> Weights:
+        """What the release does with weights of every format."""
+        start = time.monotonic()
+        made = weights.from_run(self._result("stock", "weights"))
+        self._say(weights.summary(made), start)
         return made
 
     def _say(self, text: str, start: float) -> None:

@@ -1,18 +1,19 @@
 """Whether a cell can run at all: there is code for its GPU, and Triton compiles what it launches.
 
 The matrix has what selection does and what attention computes, on CPU stand-ins. This lays over it
-what the binaries (`binaries`) and Triton (`compiled`) say of each GPU, on stock and patched alike.
+what the binaries (`binaries`) and Triton (`compiled`) say of each GPU, and what the release does
+with quantised weights (`weights`), on stock and patched alike.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from overlay.answers import binaries, compiled, matrix
+from overlay.answers import binaries, compiled, matrix, weights
 from overlay.answers.binaries import Binaries
 from overlay.answers.compiled import Compiled, Use
 from overlay.answers.matrix import (
@@ -20,10 +21,12 @@ from overlay.answers.matrix import (
     Matrix,
     Outcome,
     Row,
+    Verdict,
     compress,
     computed_dtype,
     expand,
 )
+from overlay.answers.weights import Asked, Held
 
 #: How the experts are held in a checkpoint that is not quantised.
 UNQUANTISED = "unquantised"
@@ -49,23 +52,55 @@ class Place:
 
 
 @dataclass(frozen=True)
+class _Obstacle:
+    """What is in a cell's way."""
+
+    basis: str
+    reason: str
+    verdict: Verdict = "cannot-run"
+
+
+@dataclass(frozen=True)
 class Kernels:
     """What is known of a release's kernels; None where nothing is kept."""
 
     binaries: Binaries | None = None
     compiled: Compiled | None = None
+    held: Held | None = None
+    """The weights; None: unquantised."""
+
+    def holding(self, root: Path, release: str, asked: Asked | None) -> Kernels:
+        """The same, with weights that are asked for.
+
+        Raises:
+            OverlayError: what is kept of them is damaged.
+        """
+        return replace(self, held=weights.hold(root, release, asked))
 
     def over(self, outcome: Outcome, place: Place) -> Outcome:
         """The outcome, or that it cannot run, with the reason."""
         if not _launches(outcome):
             return outcome
-        found = self._no_code(outcome.backend, place) or self._not_compiled(outcome.backend, place)
+        found = (
+            self._no_code(outcome.backend, place)
+            or self._not_held(place)
+            or self._not_compiled(outcome.backend, place)
+        )
         if found is None:
             return outcome
-        basis, reason = found
         return outcome.model_copy(
-            update={"verdict": "cannot-run", "message": reason, "basis": basis, "stage": "kernel"}
-        )
+            update={"verdict": found.verdict, "message": found.reason, "basis": found.basis,
+                    "stage": "kernel"}
+        )  # fmt: skip
+
+    def unknown(self, place: Place) -> tuple[str, ...]:
+        """What is not known of the weights: a sentence each."""
+        if self.held is None:
+            return ()
+        return weights.unknown(
+            self.held, self.binaries, self.compiled, place.dtype, place.kv_cache_dtype,
+            place.capability,
+        )  # fmt: skip
 
     def without_chunks(self, outcome: Outcome, place: Place) -> str:
         """Why V0's chunked prefill and prefix caching cannot run; nothing if they can, or are V1's.
@@ -78,7 +113,26 @@ class Kernels:
         answer = self.compiled.answer("v0-prefix", place.kv_cache_dtype, dtype, place.capability)
         return "" if answer is None or answer.runs else answer.reason
 
-    def _no_code(self, backend: str, place: Place) -> tuple[str, str] | None:
+    def _weights(self, place: Place) -> weights.Outcome | None:
+        """What becomes of the weights; None if they are unquantised, or nothing is known."""
+        if self.held is None:
+            return None
+        return self.held.outcome(place.dtype, place.kv_cache_dtype, place.capability)
+
+    def _not_held(self, place: Place) -> _Obstacle | None:
+        found = self._weights(place)
+        if found is None or found.stage == "unknown":
+            return None
+        if found.stage == "wrong":
+            return _Obstacle("layers", found.message, "wrong")
+        if found.stage:
+            return _Obstacle("layers", found.told)
+        missing = ""
+        if self.binaries:
+            missing = weights.without_code(found, self.binaries, place.capability)
+        return _Obstacle("binaries", missing) if missing else None
+
+    def _no_code(self, backend: str, place: Place) -> _Obstacle | None:
         lacking = self.binaries.lacking(place.capability, backend) if self.binaries else ()
         if self.binaries is None or not lacking:
             return None
@@ -86,21 +140,24 @@ class Kernels:
         torch = self.binaries.torch
         if "torch" in lacking:
             code = "; ".join(map(str, torch.code))
-            return "binaries", f"torch {torch.version} {has_none}, but for {code}"
+            return _Obstacle("binaries", f"torch {torch.version} {has_none}, but for {code}")
         wheel = f"the wheel of {self.binaries.release}"
-        return "binaries", f"{wheel} {has_none} in its kernels for {', '.join(lacking)}"
+        reason = f"{wheel} {has_none} in its kernels for {', '.join(lacking)}"
+        return _Obstacle("binaries", reason)
 
-    def _not_compiled(self, backend: str, place: Place) -> tuple[str, str] | None:
+    def _not_compiled(self, backend: str, place: Place) -> _Obstacle | None:
         if self.compiled is None:
             return None
         dtype = computed_dtype(place.dtype, place.capability)
-        launches: list[tuple[Use, str]] = [("fused_moe", UNQUANTISED)]
+        found = self._weights(place)
+        held = (UNQUANTISED,) if found is None else weights.kinds(found)
+        launches: list[tuple[Use, str]] = [("fused_moe", kind) for kind in held]
         if backend in ATTENTION:
             launches.append((ATTENTION[backend], place.kv_cache_dtype))
         for use, kind in launches:
             answer = self.compiled.answer(use, kind, dtype, place.capability)
             if answer is not None and not answer.runs:
-                return "compiled", answer.reason
+                return _Obstacle("compiled", answer.reason)
         return None
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from overlay.answers import doctor, explain, gpus, matrix, probe
+from overlay.answers.checkpoint import find as find_checkpoint
 from overlay.base.console import out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import EPILOG, json_option, pass_workspace, tokens
@@ -34,12 +35,20 @@ def _configuration(command: Command) -> Command:
             help="Tokens, or as vLLM takes them: 32k, 32K; past the chunk if not given.",
         ),
         click.option(
-            "--chunk", type=click.IntRange(1), default=explain.CHUNK, show_default=True,
-            metavar="N", help="attention_chunk_size of the model.",
+            "--chunk", type=click.IntRange(1), metavar="N",
+            help=f"attention_chunk_size of the model; {explain.CHUNK}, or as --checkpoint has it.",
         ),
         click.option(
             "--dtype", default="auto", show_default=True,
             type=click.Choice(["auto", "half", "float16", "bfloat16", "float", "float32"]),
+        ),
+        click.option(
+            "--quantization", metavar="NAME",
+            help="As vLLM takes it: awq, moe_wna16, fp8 (of an unquantised checkpoint) …",
+        ),
+        click.option(
+            "--checkpoint", metavar="PATH|FORMAT",
+            help="Its folder or config.json; or how it is quantised: awq, w4a16, w8a8-fp8 …",
         ),
     )  # fmt: skip
     for option in reversed(options):
@@ -62,8 +71,10 @@ def explain_command(
     capability: str | None,
     kv_cache_dtype: str,
     max_model_len: int | None,
-    chunk: int,
+    chunk: int | None,
     dtype: str,
+    quantization: str | None,
+    checkpoint: str | None,
     backend: str | None,
     v1: str | None,
     flashinfer: bool,
@@ -77,14 +88,17 @@ def explain_command(
     Example:
       vllm-overlay explain --release 0.8.5 --gpu T4
       vllm-overlay explain --capability 8.6 --kv-cache-dtype fp8 --max-model-len 32768
+      vllm-overlay explain --release 0.8.5.post1 --gpu A100 --quantization awq
+      vllm-overlay explain --gpu T4 --checkpoint models/scout-awq
     """
     named = _named_gpu(gpu, capability)
     if named is None:
         raise click.UsageError("name the GPU: --gpu T4, or --capability 7.5")
     unset = matrix.UNSET
     settings = explain.Settings(
-        kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len, chunk
+        kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len
     )
+    settings = _of_checkpoint(settings, checkpoint, quantization, chunk, as_json)
     versions = workspace.versions
     chosen = versions.patched if release is None else (versions.get(release),)
     target, answers = explain.ask(workspace, chosen, named, settings)
@@ -114,8 +128,10 @@ def doctor_command(
     capability: str | None,
     kv_cache_dtype: str,
     max_model_len: int | None,
-    chunk: int,
+    chunk: int | None,
     dtype: str,
+    quantization: str | None,
+    checkpoint: str | None,
     as_json: bool,
 ) -> None:
     """Tell what Llama 4 will do in this environment, and what to change: its vLLM, GPUs, settings.
@@ -127,7 +143,8 @@ def doctor_command(
     Example:
       vllm-overlay doctor --kv-cache-dtype fp8 --max-model-len 32768
     """
-    settings = explain.Settings(kv_cache_dtype, dtype, max_model_len=max_model_len, chunk=chunk)
+    settings = explain.Settings(kv_cache_dtype, dtype, max_model_len=max_model_len)
+    settings = _of_checkpoint(settings, checkpoint, quantization, chunk, as_json)
     named = _named_gpu(gpu, capability)
     interpreter = probe.choose_python(python, os.environ)
     report = doctor.examine(workspace, interpreter, os.environ, named, settings)
@@ -142,6 +159,20 @@ def doctor_command(
             _wrapped("No change needed.")
     if report.to_change:
         sys.exit(Exit.PROBLEMS)
+
+
+def _of_checkpoint(
+    settings: explain.Settings,
+    checkpoint: str | None,
+    quantization: str | None,
+    chunk: int | None,
+    as_json: bool,
+) -> explain.Settings:
+    """The settings with what the options name of a checkpoint; a line says what was read of it."""
+    found = None if checkpoint is None else find_checkpoint(checkpoint)
+    if found and found.source and not as_json:
+        _wrapped(f"Read {found.source}: {found}.")
+    return explain.of_checkpoint(settings, found, quantization, chunk)
 
 
 def _named_gpu(gpu: str | None, capability: str | None) -> tuple[str, str] | None:
