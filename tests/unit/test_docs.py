@@ -249,6 +249,9 @@ def test_what_one_gets(upstream: Upstream) -> None:
     out = shell.run("docs/user.md", "doctor", **{first: f"{first} || test $? = 1"})
     assert "To change: " in out
     assert "0.10.2" in out
+    last = BLOCKS["docs/user.md", "weights"].splitlines()[-1]
+    out = shell.run("docs/user.md", "weights", **{last: f"{last} || test $? = 1"})
+    assert "0.8.3 – 0.8.5.post1 with --quantization moe_wna16" in " ".join(out.split())
 
 
 def test_what_packagers_do_with_another_build(upstream: Upstream) -> None:

@@ -89,7 +89,7 @@ def look(task: tuple[Path, tuple[int, int]]) -> dict[Cell, Outcome]:
     """Probe all checkpoints on a GPU, in a process that knows no other."""
     folder, capability = task
     become(capability)
-    checkpoints.write(folder)
+    probe.write_checkpoints(folder)
     found: dict[Cell, Outcome] = {}
     for weights, dtype in product(checkpoints.weights(), DTYPES):
         for kv_cache_dtype in KV_CACHE_DTYPES:

@@ -7,14 +7,9 @@ keys for its rotary embedding.
 
 from __future__ import annotations
 
-import importlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from regress import tiny_llama4
 
 GROUP = 128
 """Weights that share a scale, where groups of them do."""
@@ -79,7 +74,7 @@ def _numbers(kind: str, bits: int, strategy: str, **others: Any) -> dict[str, An
     }
 
 
-_TOKEN = {"strategy": "token", "dynamic": True}
+_TOKEN: dict[str, Any] = {"strategy": "token", "dynamic": True}
 
 CONFIGS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -189,28 +184,3 @@ def weights() -> Iterator[Weights]:
         for option in OPTIONS.get(checkpoint, ("",)):
             for experts in EXPERTS:
                 yield Weights(checkpoint, option, experts)
-
-
-def write(folder: Path) -> None:
-    """Write the config of every checkpoint below `folder` and have vLLM know Llama 4's class."""
-    for checkpoint, quantization in CONFIGS.items():
-        for experts in EXPERTS:
-            text = {
-                **tiny_llama4.TEXT_CONFIG,
-                "hidden_size": WIDTH,
-                "intermediate_size": WIDTH,
-                "intermediate_size_mlp": WIDTH,
-                "num_local_experts": experts,
-                "num_hidden_layers": 1,
-                "no_rope_layers": [1],
-                "moe_layers": [0],
-            }
-            config = {**tiny_llama4.CONFIG, "text_config": text}
-            if quantization is not None:
-                config["quantization_config"] = quantization
-            place = folder / f"{checkpoint}-{experts}"
-            place.mkdir()
-            (place / "config.json").write_text(json.dumps(config), "utf-8")
-    module = "vllm.model_executor.models.mllama4"
-    importlib.import_module(module)
-    tiny_llama4.register_in_process("Llama4ForConditionalGeneration", module)

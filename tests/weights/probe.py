@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from matrix.outcome import place_of, text_of
 from regress import fake_cuda, tiny_llama4
 
 from . import launches
-from .checkpoints import WIDTH, Weights
+from .checkpoints import CONFIGS, EXPERTS, WIDTH, Weights
 
 NO_ORDER = "the experts' method ignores the order of inputs (g_idx), and computes with another one"
 
@@ -71,6 +72,31 @@ def set_up() -> None:
     model = importlib.import_module("vllm.model_executor.models.mllama4")
     if hasattr(model, "cached_tokenizer_from_config"):
         setattr(model, "cached_tokenizer_from_config", lambda *_: None)  # noqa: B010
+
+
+def write_checkpoints(folder: Path) -> None:
+    """Write the config of every checkpoint below `folder` and have vLLM know Llama 4's class."""
+    for checkpoint, quantization in CONFIGS.items():
+        for experts in EXPERTS:
+            text = {
+                **tiny_llama4.TEXT_CONFIG,
+                "hidden_size": WIDTH,
+                "intermediate_size": WIDTH,
+                "intermediate_size_mlp": WIDTH,
+                "num_local_experts": experts,
+                "num_hidden_layers": 1,
+                "no_rope_layers": [1],
+                "moe_layers": [0],
+            }
+            config = {**tiny_llama4.CONFIG, "text_config": text}
+            if quantization is not None:
+                config["quantization_config"] = quantization
+            place = folder / f"{checkpoint}-{experts}"
+            place.mkdir()
+            (place / "config.json").write_text(json.dumps(config), "utf-8")
+    module = "vllm.model_executor.models.mllama4"
+    importlib.import_module(module)
+    tiny_llama4.register_in_process("Llama4ForConditionalGeneration", module)
 
 
 def name_of(method: object) -> str:

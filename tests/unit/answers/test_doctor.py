@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from made_upstream import Ran, Upstream, package, write_wheel
-from overlay.answers import binaries, doctor, probe
+from overlay.answers import binaries, doctor, probe, weights
 from overlay.answers.explain import Settings
 from overlay.answers.probe import Device, visible
 from overlay.base.errors import OverlayError
@@ -28,6 +28,7 @@ from overlay.wheels.build import build_from, build_wheel
 
 from ..made_matrix import keep
 from .test_runnable import code
+from .test_weights import run_of
 
 T4 = "0, GPU-aaaa, Tesla T4, 7.5\n"
 A10 = "1, GPU-bbbb, NVIDIA A10, 8.6\n"
@@ -419,6 +420,19 @@ def test_another_torch_decides_what_can_run(patched: Machine) -> None:
     assert ran.status == 1
     assert "torch 2.9.0 has no code for capability 8.6, but for 9.0" in words(ran.out)
     assert "torch is 2.9.0, not the release's 2.6.0" in words(ran.out)
+
+
+def test_weights_are_asked_about(patched: Machine) -> None:
+    """The flag that is missing is what to change."""
+    found = weights.from_run(run_of())
+    weights.settle(patched.upstream.root, found, check=False)
+    asked = ("--capability", "8.6", "--checkpoint", "awq")
+    report = patched.report(*asked)
+    assert report["to_change"] == ["--quantization moe_wna16"]
+    assert report["answers"][0]["settings"]["weights"]["checkpoint"] == "awq"
+    assert patched.report(*asked, "--quantization", "moe_wna16")["to_change"] == []
+    ran = patched.doctor("--capability", "8.6", "--checkpoint", "bitsandbytes")
+    assert "not known: what becomes of weights bitsandbytes, 4 bits" in words(ran.out)
 
 
 def test_named_gpu_goes_before_the_one_there(machine: Machine) -> None:

@@ -201,3 +201,13 @@ def test_v0_without_chunks(run: Run, upstream: Upstream) -> None:
     assert len(told["releases"]["1.0"]["besides"]) == 1
     text = run("explain", "--gpu", "A10", "--release", "1.0").out
     assert "besides" not in text
+
+
+def test_what_was_looked_up_before_is_not_kept() -> None:
+    """The matrix remembers its rows."""
+    kept = made("1.0", "patched")
+    cell = Settings().cell("8.6")
+    assert explain.look_up(kept, cell).verdict == "right"
+    laid = runnable.laid_over(kept, Kernels(binaries=code("9.0")))
+    assert explain.look_up(laid, cell).verdict == "cannot-run"
+    assert laid.llama4[cell].verdict == "cannot-run"

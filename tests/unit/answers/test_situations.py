@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,32 @@ import pytest
 from overlay.cli.main import main
 
 ROOT = Path(__file__).parents[3]
+
+MAVERICK = "maverick-fp8"
+MAVERICK_CONFIG = {
+    "architectures": ["Llama4ForConditionalGeneration"],
+    "model_type": "llama4",
+    "torch_dtype": "bfloat16",
+    "text_config": {
+        "model_type": "llama4_text", "num_local_experts": 128, "attention_chunk_size": 8192,
+        "max_position_embeddings": 1048576,
+    },
+    "quantization_config": {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"type": "float", "num_bits": 8, "strategy": "channel",
+                            "symmetric": True, "dynamic": False},
+                "input_activations": {"type": "float", "num_bits": 8, "strategy": "token",
+                                      "symmetric": True, "dynamic": True},
+            }
+        },
+        "ignore": ["language_model.model.layers.0.self_attn.q_proj"],
+    },
+}  # fmt: skip
+"""Of Meta's FP8 Maverick, as far as it decides."""
 
 
 def explained(
@@ -68,19 +95,59 @@ def explained(
             ("besides: chunked prefill and prefix caching cannot run: _fwd_kernel needs 98304",),
         ),
         (
+            ("--gpu", "A100", "--release", "0.8.5.post1", "--checkpoint", "awq"),
+            ("overlay cannot run, V1 FlashAttention: stops in the first step, "
+             "awq_marlin.AWQMoEMethod: Apply router weight on input is not supported",
+             "to change: --quantization moe_wna16; then it is right, V1 FlashAttention",
+             "patched and right on this GPU: 0.9.0, 0.9.0.1, 0.9.1, 0.9.2, 0.10.0, 0.10.1, "
+             "0.10.1.1, 0.10.2 patched"),
+        ),
+        (
+            ("--gpu", "A100", "--release", "0.9.2", "--checkpoint", "w4a16",
+             "--kv-cache-dtype", "fp8_e5m2"),
+            ("overlay cannot run, V0 XFormers: stops while its layers are made: fp8_e5m2 kv-cache "
+             "is not supported with fp8 checkpoints",
+             "to change: --kv-cache-dtype fp8; then it is right, V0 XFormers"),
+        ),
+        (
+            ("--gpu", "A100", "--release", "0.9.2", "--checkpoint", "w4a16",
+             "--kv-cache-dtype", "fp8"),
+            ("overlay right, V0 XFormers",
+             "besides: chunked prefill and prefix caching cannot run"),
+        ),
+        (
+            ("--gpu", "A100", "--release", "0.8.5", "--checkpoint", MAVERICK),
+            ("max_model_len 1048576, past the chunk of 8192",
+             "weights compressed-tensors fp8, a scale an output and a token (128 experts)",
+             "overlay cannot run, V1 FlashAttention: Triton 3.2.0 does not compile "
+             "fused_moe_kernel: ValueError: type fp8e4nv not supported",
+             "no settings are right on this GPU",
+             "patched and right on this GPU: 0.9.0, 0.9.0.1, 0.9.1, 0.9.2, 0.10.0, 0.10.1, "
+             "0.10.1.1, 0.10.2 wheel"),
+        ),
+        (
+            ("--gpu", "T4", "--checkpoint", "awq"),
+            ("Patched and right here: 0.10.2; 0.8.3 – 0.8.5.post1 with --quantization moe_wna16.",),
+        ),
+        (
             ("--gpu", "GB300"),
             ("No release that this overlay patches runs Llama 4 on this GPU past a chunk.",),
         ),
     ],
     ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "kv-connector", "text-only", "flex",
-         "t4-v0", "gb300"],
+         "t4-v0", "awq", "w4a16-e5m2", "w4a16-fp8", "maverick-fp8", "t4-awq", "gb300"],
 )  # fmt: skip
 def test_it_is_answered(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     arguments: tuple[str, ...],
     said: tuple[str, ...],
+    tmp_path: Path,
 ) -> None:
+    folder = tmp_path / MAVERICK
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(MAVERICK_CONFIG), "utf-8")
+    monkeypatch.chdir(tmp_path)
     found = explained(monkeypatch, capsys, *arguments)
     for words in said:
         assert words in found

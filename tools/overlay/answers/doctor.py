@@ -437,14 +437,16 @@ def lines(report: Report) -> list[tuple[str, str]]:
 
 def _outcome_lines(report: Report) -> list[str]:
     is_patched, many = report.identity.kind == "patched", len(report.answers) > 1
-    told, other_faults = [], dict[str, None]()
+    told, other_faults, unknown = [], dict[str, None](), dict[str, None]()
     for target, answer in report.answers:
         if answer:
             side = answer.patched if is_patched else answer.stock
             who = f"on {target}: " if many else ""
             told.append(who + explain.told(side, target.name))
             other_faults |= {} if is_patched else dict.fromkeys(answer.other_faults)
-    return told + [f"other fault: {fault}" for fault in other_faults]
+            unknown |= dict.fromkeys(answer.unknown)
+    told += [f"other fault: {fault}" for fault in other_faults]
+    return told + [f"not known: {words}" for words in unknown]
 
 
 def _vllm_line(report: Report) -> str:

@@ -186,6 +186,8 @@ class Answer:
     """What else is wrong in stock, which the matrix' settings do not show."""
     besides: tuple[str, ...] = ()
     """What does not work there, patched, with settings that the matrix does not have."""
+    unknown: tuple[str, ...] = ()
+    """What is not known of the weights, stock and patched."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where this release, patched, cannot run with these settings: the releases that can."""
 
@@ -424,7 +426,7 @@ def ask(
             one = _with_flags(one, kept, kernels_here, found, settings)
             place = settings.place(found.capability)
             besides = _besides(one.patched.outcome, kernels_here, place)
-            answers.append(replace(one, besides=besides))
+            answers.append(replace(one, besides=besides, unknown=kernels_here.unknown(place)))
     caveat = gpus.caveat(found.name)
     if caveat:
         found = replace(found, note="; ".join(part for part in (found.note, caveat) if part))
@@ -465,8 +467,7 @@ def _way(use: RightSettings | None, cell: Cell) -> tuple[str, ...] | None:
 def _besides(outcome: Outcome, kernels: Kernels, place: Place) -> tuple[str, ...]:
     """What is known of a patched release beyond its outcome."""
     prefix = kernels.without_chunks(outcome, place)
-    chunks = f"chunked prefill and prefix caching cannot run: {prefix}" if prefix else ""
-    return tuple(part for part in (chunks, *kernels.unknown(place)) if part)
+    return (f"chunked prefill and prefix caching cannot run: {prefix}",) if prefix else ()
 
 
 def _elsewhere(
@@ -562,7 +563,11 @@ def _answer(
     workspace: Workspace, release: Release, kept: Kept, settings: Settings, column: str
 ) -> Answer:
     cell = settings.cell(column)
-    runs = evidence.read(workspace.project.root, release.name).runs
+    runs = [
+        run
+        for run in evidence.read(workspace.project.root, release.name).runs
+        if _has_run(run, settings.weights)
+    ]
     stock, patched = (
         _side(kept[variant], cell, settings, (r for r in runs if r.variant == variant), release)
         for variant in VARIANTS
@@ -574,6 +579,13 @@ def _answer(
     ]
     version = workspace.versions.local_version(release)
     return Answer(release, version, stock, patched, tuple(other_faults))
+
+
+def _has_run(run: Run, asked: Asked | None) -> bool:
+    """Whether an engine ran with such weights: all were unquantised, but those called AWQ."""
+    if asked is None:
+        return True
+    return asked.checkpoint == ("awq" if "awq" in run.test else "none")
 
 
 def _concerns(topic: str, asked: Asked | None) -> bool:
@@ -681,6 +693,7 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
         ("overlay", told(one.patched, gpu)),
         ("", advice(one.patched)),
         *(("", f"besides: {said}") for said in one.besides),
+        *(("", f"not known: {said}") for said in one.unknown),
         *(("", way) for way in ways_out(one)),
         ("wheel", install(one)),
     ]
@@ -709,6 +722,16 @@ def other_faults(answers: Sequence[Answer]) -> list[str]:
         for fault in one.other_faults:
             by_fault.setdefault(fault, []).append(one.release.name)
     return [f"Stock {ranges(names, order)}: {fault}." for fault, names in by_fault.items()]
+
+
+def unknown(answers: Sequence[Answer]) -> list[str]:
+    """What is not known of several releases, in their order: a sentence each."""
+    order = [one.release.name for one in answers]
+    by_words: dict[str, list[str]] = {}
+    for one in answers:
+        for words in one.unknown:
+            by_words.setdefault(words, []).append(one.release.name)
+    return [f"Not known of {ranges(names, order)}: {words}." for words, names in by_words.items()]
 
 
 def _by_changes(
@@ -766,6 +789,7 @@ def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
         **both,
         "stock_besides": list(one.other_faults),
         "besides": list(one.besides),
+        "unknown": list(one.unknown),
         "elsewhere": {other.release: list(other.changes) for other in one.elsewhere},
     }
 

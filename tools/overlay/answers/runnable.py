@@ -94,7 +94,7 @@ class Kernels:
         )  # fmt: skip
 
     def unknown(self, place: Place) -> tuple[str, ...]:
-        """What is not known of the weights: a sentence each."""
+        """What is not known of the weights, each in a few words."""
         if self.held is None:
             return ()
         return weights.unknown(
@@ -156,6 +156,8 @@ class Kernels:
             launches.append((ATTENTION[backend], place.kv_cache_dtype))
         for use, kind in launches:
             answer = self.compiled.answer(use, kind, dtype, place.capability)
+            if answer is None and kind in weights.SAME_TYPE:
+                answer = self.compiled.answer(use, weights.SAME_TYPE[kind], dtype, place.capability)
             if answer is not None and not answer.runs:
                 return _Obstacle("compiled", answer.reason)
         return None
@@ -203,7 +205,12 @@ def laid_over(
         return row.model_copy(update={"llama4": compress(number(old, at) for old, at in found)})
 
     rows = tuple(map(laid, kept.rows))
-    return kept.model_copy(update={"outcomes": tuple(numbers), "rows": rows})
+    found = kept.model_copy(update={"outcomes": tuple(numbers), "rows": rows})
+    # What was looked up of the rows before is copied too.
+    for name, value in vars(Matrix).items():
+        if isinstance(value, functools.cached_property):
+            vars(found).pop(name, None)
+    return found
 
 
 def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:

@@ -95,7 +95,10 @@ _STAGES = {
 }
 #: What all experts launch, of which `needed.NEEDS` knows.
 _COMMON = frozenset({"silu_and_mul", "moe_align_block_size", "sgl_moe_align_block_size", "moe_sum"})
-_TRITON, _EXPERTS, _TORCH = "triton.", "triton.fused_moe.", "torch._scaled_mm"
+_EXPERTS, _TORCH = "triton.fused_moe.", "torch._scaled_mm"
+#: Experts that were not compiled, by those of the same type that were: what Triton refuses of them,
+#: it refuses of the type. What it takes may still be too large.
+SAME_TYPE: Mapping[str, str] = {"fp8-block": "fp8"}
 #: "torch._scaled_mm is only supported on CUDA devices with compute capability >= 9.0 or 8.9"
 _TORCH_FROM = "8.9"
 
@@ -304,12 +307,12 @@ def unknown(
     held: Held, binaries: Binaries | None, compiled: Compiled | None, dtype: str,
     kv_cache_dtype: str, capability: str,
 ) -> tuple[str, ...]:  # fmt: skip
-    """What is not known of weights in a place: a sentence each."""
+    """What is not known of weights in a place, each in a few words."""
     found = held.outcome(dtype, kv_cache_dtype, capability)
     if found is None:
-        return (f"nothing is known here of {held.asked}: what is said is of unquantised ones",)
+        return (f"what becomes of {held.asked}; what is said is of unquantised ones",)
     if found.stage == "unknown":
-        return (f"whether {held.asked} can run is not known: it {found.message}",)
+        return (f"whether {held.asked} can run, since it {found.message}",)
     if found.stage:
         return ()
     missing = [name for name in found.launches if not _is_known(name, binaries)]
@@ -319,7 +322,7 @@ def unknown(
         )
         if told is None:
             missing.append(f"{_EXPERTS}{kind}")
-    return tuple(f"whether {name} runs on this GPU is not known" for name in missing)
+    return tuple(f"whether {name} runs on this GPU" for name in missing)
 
 
 def _is_known(name: str, binaries: Binaries | None) -> bool:

@@ -208,6 +208,6 @@ def _print_answers(answers: Sequence[explain.Answer]) -> None:
         )
         table.add_row(*map(Text, row))
     out.print(table, soft_wrap=False)
-    for fault in explain.other_faults(answers):
-        _wrapped(fault)
+    for sentence in (*explain.other_faults(answers), *explain.unknown(answers)):
+        _wrapped(sentence)
     _wrapped("One of them in detail: --release RELEASE")
