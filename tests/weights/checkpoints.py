@@ -76,8 +76,8 @@ def _numbers(kind: str, bits: int, strategy: str, **others: Any) -> dict[str, An
 
 _TOKEN: dict[str, Any] = {"strategy": "token", "dynamic": True}
 
-CONFIGS: dict[str, dict[str, Any] | None] = {
-    "none": None,
+CONFIGS: dict[str, dict[str, Any]] = {
+    "none": {},
     "awq": {
         "quant_method": "awq",
         "bits": 4,

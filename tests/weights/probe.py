@@ -89,7 +89,7 @@ def write_checkpoints(folder: Path) -> None:
                 "moe_layers": [0],
             }
             config = {**tiny_llama4.CONFIG, "text_config": text}
-            if quantization is not None:
+            if quantization:
                 config["quantization_config"] = quantization
             place = folder / f"{checkpoint}-{experts}"
             place.mkdir()

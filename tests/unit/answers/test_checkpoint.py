@@ -39,9 +39,9 @@ def write(folder: Path, config: object) -> Path:
 
 
 @pytest.mark.parametrize(("form", "quantization"), CONFIGS.items(), ids=str)
-def test_formats(tmp_path: Path, form: str, quantization: dict[str, Any] | None) -> None:
+def test_formats(tmp_path: Path, form: str, quantization: dict[str, Any]) -> None:
     """Each that was run is known by the config with which it was."""
-    config = CONFIG if quantization is None else {**CONFIG, "quantization_config": quantization}
+    config = {**CONFIG, "quantization_config": quantization} if quantization else CONFIG
     found = checkpoint.find(str(write(tmp_path, config)))
     assert found == Checkpoint(
         form, 128, "bfloat16", 8192, 1048576, False, str(tmp_path / "config.json")
@@ -88,8 +88,8 @@ def test_others_keep_their_own_words(
 
 def test_groups_that_differ_are_of_no_one_format(tmp_path: Path) -> None:
     groups = {
-        "group_0": CONFIGS["w4a16"]["config_groups"]["group_0"],  # type: ignore[index]
-        "group_1": CONFIGS["w8a8-fp8"]["config_groups"]["group_0"],  # type: ignore[index]
+        "group_0": CONFIGS["w4a16"]["config_groups"]["group_0"],
+        "group_1": CONFIGS["w8a8-fp8"]["config_groups"]["group_0"],
     }
     both = {"quant_method": "compressed-tensors", "config_groups": groups}
     found = checkpoint.read(write(tmp_path, {**CONFIG, "quantization_config": both}))

@@ -585,7 +585,9 @@ def _has_run(run: Run, asked: Asked | None) -> bool:
     """Whether an engine ran with such weights: all were unquantised, but those called AWQ."""
     if asked is None:
         return True
-    return asked.checkpoint == ("awq" if "awq" in run.test else "none")
+    if "awq" in run.test:
+        return asked.checkpoint == "awq"
+    return (asked.checkpoint, asked.quantization) == ("none", "")
 
 
 def _concerns(topic: str, asked: Asked | None) -> bool:
