@@ -267,6 +267,9 @@ class Held:
         """What becomes of them in a place; None if it is not known."""
         if self.kept is None:
             return None
+        # Patches, and releases since 0.9.0, take half precision where the GPU has no bfloat16.
+        computed = computed_dtype(dtype, capability)
+        dtype = computed if computed == "float16" else dtype
         return self.kept.outcome_of(self.asked, dtype, kv_cache_dtype, capability)
 
     def otherwise(self) -> Iterator[tuple[str, Held]]:
