@@ -85,13 +85,13 @@ def offer_bitsandbytes() -> None:
     vars(package).setdefault("__version__", "999")
 
 
-def look(task: tuple[Path, tuple[int, int]]) -> dict[Cell, Outcome]:
-    """Probe all checkpoints on a GPU, in a process that knows no other."""
-    folder, capability = task
+def look(task: tuple[Path, tuple[int, int], list[Weights]]) -> dict[Cell, Outcome]:
+    """Probe checkpoints on a GPU, in a process that knows no other."""
+    folder, capability, chosen = task
     become(capability)
     probe.write_checkpoints(folder)
     found: dict[Cell, Outcome] = {}
-    for weights, dtype in product(checkpoints.weights(), DTYPES):
+    for weights, dtype in product(chosen, DTYPES):
         for kv_cache_dtype in KV_CACHE_DTYPES:
             place = Place(dtype, kv_cache_dtype, capability)
             if kv_cache_dtype == "auto":
@@ -102,7 +102,7 @@ def look(task: tuple[Path, tuple[int, int]]) -> dict[Cell, Outcome]:
     return found
 
 
-def run(folder: Path, jobs: int) -> dict[Cell, Outcome]:
+def run(folder: Path, chosen: list[Weights], jobs: int) -> dict[Cell, Outcome]:
     """Probe all cells."""
     context = multiprocessing.get_context("fork")
     start, found = time.monotonic(), dict[Cell, Outcome]()
@@ -110,9 +110,9 @@ def run(folder: Path, jobs: int) -> dict[Cell, Outcome]:
     for capability in CAPABILITIES:
         place = folder / "{}.{}".format(*capability)
         place.mkdir()
-        tasks.append((place, capability))
+        tasks.append((place, capability, chosen))
     with context.Pool(jobs, maxtasksperchild=1) as pool:
-        for (_, capability), part in zip(tasks, pool.imap(look, tasks, 1), strict=True):
+        for (_, capability, _), part in zip(tasks, pool.imap(look, tasks, 1), strict=True):
             found |= part
             say(f"{capability}: {len(part)} cells after {time.monotonic() - start:.0f} s")
     return found
@@ -129,11 +129,11 @@ def cpu_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in used)
 
 
-def document(found: dict[Cell, Outcome]) -> dict[str, Any]:
+def document(chosen: list[Weights], found: dict[Cell, Outcome]) -> dict[str, Any]:
     """Return the result: distinct outcomes, and their numbers row by row."""
     numbers: dict[Outcome, int] = {}
     rows = []
-    for weights in checkpoints.weights():
+    for weights in chosen:
         places = (Place(*place) for place in product(DTYPES, KV_CACHE_DTYPES, CAPABILITIES))
         outcomes = [found[weights, place] for place in places]
         results = [numbers.setdefault(one, len(numbers)) for one in outcomes]
@@ -155,14 +155,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="weights", description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--checkpoint", action="append", help="only these; for a quick look")
     options = parser.parse_args()
+    chosen = [
+        one
+        for one in checkpoints.weights()
+        if not options.checkpoint or one.checkpoint in options.checkpoint
+    ]
     start = time.monotonic()
     set_up()
     say(f"vLLM loaded after {time.monotonic() - start:.0f} s")
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        found = run(Path(folder), options.jobs)
+        found = run(Path(folder), chosen, options.jobs)
     say(f"{time.monotonic() - start:.0f} s in all, {cpu_seconds():.0f} s of CPU")
-    options.file.write_text(json.dumps(document(found)), "utf-8")
+    options.file.write_text(json.dumps(document(chosen, found)), "utf-8")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ _KEPT_LAYERS = (
     "vision_model.patch_embedding.linear",
     "multi_modal_projector.linear_1",
 )
-"""The same, layer by layer, as compressed-tensors exports it."""
+"""The same, layer by layer, as compressed-tensors exports it and fp8 has it."""
 
 
 def _gptq(bits: int, *, act_order: bool = False) -> dict[str, Any]:
@@ -106,18 +106,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fp8": {
         "quant_method": "fp8",
         "activation_scheme": "dynamic",
-        "ignored_layers": [],
+        "ignored_layers": list(_KEPT_LAYERS),
     },
     "fp8-static": {
         "quant_method": "fp8",
         "activation_scheme": "static",
-        "ignored_layers": [],
+        "ignored_layers": list(_KEPT_LAYERS),
     },
     "fp8-block": {
         "quant_method": "fp8",
         "activation_scheme": "dynamic",
         "weight_block_size": [128, 128],
-        "ignored_layers": [],
+        "ignored_layers": list(_KEPT_LAYERS),
     },
     "fbgemm-fp8": {
         "quant_method": "fbgemm_fp8",

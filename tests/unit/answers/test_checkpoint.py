@@ -62,7 +62,8 @@ def test_text_only_and_nested(tmp_path: Path) -> None:
 
 
 def test_modelopt_writes_a_file_of_its_own(tmp_path: Path) -> None:
-    found = {"producer": {"name": "modelopt"}, "quantization": {"quant_algo": "FP8"}}
+    inner = {"quant_algo": "FP8", "exclude_modules": ["*self_attn*", "*router*"]}
+    found = {"producer": {"name": "modelopt"}, "quantization": inner}
     (tmp_path / "hf_quant_config.json").write_text(json.dumps(found), "utf-8")
     assert checkpoint.read(write(tmp_path, CONFIG)).form == "modelopt-fp8"
 
@@ -77,6 +78,8 @@ def test_modelopt_writes_a_file_of_its_own(tmp_path: Path) -> None:
         ({"quant_method": "compressed-tensors", "format": "mixed"}, "compressed-tensors ("),
         ({"quant_method": "fp8", "weight_block_size": [64, 64]}, "fp8 (weight_block_size"),
         ({"bits": 3}, "quantised (bits 3)"),
+        ({**CONFIGS["awq"], "modules_to_not_convert": None}, "awq with quantised attention"),
+        ({**CONFIGS["gptq"], "dynamic": {}}, "gptq with quantised attention"),
     ],
 )
 def test_others_keep_their_own_words(
@@ -91,7 +94,7 @@ def test_groups_that_differ_are_of_no_one_format(tmp_path: Path) -> None:
         "group_0": CONFIGS["w4a16"]["config_groups"]["group_0"],
         "group_1": CONFIGS["w8a8-fp8"]["config_groups"]["group_0"],
     }
-    both = {"quant_method": "compressed-tensors", "config_groups": groups}
+    both = {"quant_method": "compressed-tensors", "config_groups": groups, "ignore": ["self_attn"]}
     found = checkpoint.read(write(tmp_path, {**CONFIG, "quantization_config": both}))
     assert found.form == "compressed-tensors"
 

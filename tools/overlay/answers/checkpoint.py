@@ -159,7 +159,25 @@ def _form(config: Json | None) -> str:
         "bitsandbytes": _bitsandbytes,
     }
     found = forms[method](config) if method in forms else None
+    if found and not _keeps_attention(config):
+        return f"{found} with quantised attention"
     return found or _own_words(method or "quantised", config)
+
+
+def _keeps_attention(config: Json) -> bool:
+    """Whether attention is left as it is, as in published checkpoints."""
+    lists = ("modules_to_not_convert", "ignored_layers", "ignore", "llm_int8_skip_modules",
+             "dynamic", "exclude_modules")  # fmt: skip
+    places = [config, config.get("quantization")]
+    kept = [
+        str(name)
+        for place in places
+        if isinstance(place, dict)
+        for key in lists
+        if isinstance(place.get(key), (list, dict))
+        for name in place[key]
+    ]
+    return any("attn" in name or "q_proj" in name for name in kept)
 
 
 def _own_words(method: str, config: Json) -> str:
