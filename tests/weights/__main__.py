@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,6 +47,8 @@ MODULES = (
 )
 
 Cell = tuple[Weights, Place]
+AUTO = "auto"
+EXPLICIT = tuple(dtype for dtype in DTYPES if dtype != AUTO)
 GPU = "made-up"
 
 
@@ -91,7 +94,10 @@ def look(task: tuple[Path, tuple[int, int], list[Weights]]) -> dict[Cell, Outcom
     become(capability)
     probe.write_checkpoints(folder)
     found: dict[Cell, Outcome] = {}
-    for weights, dtype in product(chosen, DTYPES):
+    for weights, dtype in product(chosen, (*EXPLICIT, AUTO)):
+        if dtype == AUTO:
+            found |= look_at_default(folder, weights, capability, found)
+            continue
         for kv_cache_dtype in KV_CACHE_DTYPES:
             place = Place(dtype, kv_cache_dtype, capability)
             if kv_cache_dtype == "auto":
@@ -100,6 +106,20 @@ def look(task: tuple[Path, tuple[int, int], list[Weights]]) -> dict[Cell, Outcom
                 refused = probe.probe_cache(folder, weights, place)
                 found[weights, place] = plain if not refused.message or plain.message else refused
     return found
+
+
+def look_at_default(
+    folder: Path, weights: Weights, capability: tuple[int, int], found: dict[Cell, Outcome]
+) -> dict[Cell, Outcome]:
+    """Have the release choose a dtype, and return what is known with that."""
+    place = Place(AUTO, "auto", capability)
+    dtype = probe.default_dtype(folder, weights, place)
+    return {
+        (weights, replace(place, kv_cache_dtype=name)): dtype
+        if isinstance(dtype, Outcome)
+        else found[weights, Place(dtype, name, capability)]
+        for name in KV_CACHE_DTYPES
+    }
 
 
 def run(folder: Path, chosen: list[Weights], jobs: int) -> dict[Cell, Outcome]:

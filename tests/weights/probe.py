@@ -164,6 +164,16 @@ def probe(folder: Path, weights: Weights, place: Place) -> Outcome:
             return of_error(error, stage, found)
 
 
+def default_dtype(folder: Path, weights: Weights, place: Place) -> str | Outcome:
+    """Return what `--dtype auto` comes to, or how it is refused."""
+    with environment(place):
+        try:
+            dtype = engine_config(folder, weights, place).model_config.dtype
+        except Exception as error:
+            return of_error(error, "config", Outcome())
+    return str(dtype).removeprefix("torch.")
+
+
 def heeds_order(method: object) -> bool:
     """Return whether a method computes with an order of inputs; MoeWNA16Method drops it."""
     return "g_idx" in inspect.getsource(type(method).apply)  # type: ignore[attr-defined]
