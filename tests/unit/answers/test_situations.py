@@ -122,8 +122,7 @@ def explained(
              "overlay cannot run, V1 FlashAttention: Triton 3.2.0 does not compile "
              "fused_moe_kernel: ValueError: type fp8e4nv not supported",
              "no settings are right on this GPU",
-             "patched and right on this GPU: 0.9.0, 0.9.0.1, 0.9.1, 0.9.2, 0.10.0, 0.10.1, "
-             "0.10.1.1, 0.10.2 wheel"),
+             "patched and right on this GPU: 0.9.2, 0.10.0, 0.10.1, 0.10.1.1, 0.10.2 wheel"),
         ),
         (
             ("--gpu", "T4", "--checkpoint", "awq"),
