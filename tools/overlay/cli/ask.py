@@ -11,7 +11,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from overlay.answers import doctor, explain, gpus, matrix, probe
+from overlay.answers import doctor, explain, gpus, launch, matrix, probe
 from overlay.answers.checkpoint import find as find_checkpoint
 from overlay.base.console import out, print_json
 from overlay.base.errors import Exit
@@ -102,8 +102,10 @@ def explain_command(
     versions = workspace.versions
     chosen = versions.patched if release is None else (versions.get(release),)
     target, answers = explain.ask(workspace, chosen, named, settings)
+    launches = launch.of_all(workspace.project.root, target, settings, answers)
     if as_json:
-        print_json(explain.as_json(target, settings, answers))
+        told = explain.as_json(target, settings, answers)
+        print_json({**told, "launch": {one.release: launch.as_json(one) for one in launches}})
         return
     _wrapped(f"{target}, {settings}")
     if target.note:
@@ -112,6 +114,7 @@ def explain_command(
         _print_lines(explain.lines(answers[0], target.name) if answers else [])
     elif answers:
         _print_answers(answers)
+    _print_launch(launches if release else launch.newest(launches))
 
 
 @click.command(epilog=EPILOG)
@@ -194,6 +197,17 @@ def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     for label, text in lines:
         table.add_row(Text(label), Text(text))
     out.print(table, soft_wrap=False)
+
+
+def _print_launch(launches: Iterable[launch.Launch]) -> None:
+    for one in launches:
+        for label, text in launch.lines(one):
+            if label == "launch":
+                # Not wrapped: it is to be copied.
+                out.print(f"To launch {one.release}:", markup=False)
+                out.print(f"  {text}", soft_wrap=True, markup=False, highlight=False)
+            else:
+                _wrapped(f"  {text}" if not label else f"{label}: {text}")
 
 
 def _print_answers(answers: Sequence[explain.Answer]) -> None:

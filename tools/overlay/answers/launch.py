@@ -1,0 +1,328 @@
+"""A `vllm serve` line for a GPU: settings that the matrix holds to be right, on GPUs that hold it.
+
+A line is looked up, never known by heart: the settings are those that `explain` found, whether a
+checkpoint's format runs is what a `Judge` says, and how many GPUs it takes is arithmetic
+(`memory`). Where one of them knows nothing there is no line, and it is said why.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from overlay.answers import cards, gpus, memory, runnable
+from overlay.answers.cards import Card
+from overlay.answers.explain import BACKEND, ENGINE, Answer, RightSettings, Settings, Target
+from overlay.answers.matrix import UNSET, computed_dtype
+from overlay.answers.memory import GIB, Cache, Format, Need, Shape
+from overlay.answers.runnable import Place
+
+#: Lengths that arithmetic is shown for, tokens; a line takes the longest but the first that fits
+#: on the GPUs that the second needs.
+LENGTHS = (8192, 32768, 131072)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights that can be served."""
+
+    name: str
+    """On the model hub; in capitals, what stands for a folder of one's own."""
+    shape: Shape
+    format: Format
+    kind: str
+    """Its format, as a `Judge` knows it."""
+
+
+#: Those that exist, of a model those with the most bits first. Of Scout in AWQ there is none of the
+#: publishers of the others; one of one's own is served in its place.
+CHECKPOINTS = (
+    Checkpoint(
+        "meta-llama/Llama-4-Scout-17B-16E-Instruct", memory.SCOUT, memory.UNQUANTISED, "none"
+    ),
+    Checkpoint(
+        "RedHatAI/Llama-4-Scout-17B-16E-Instruct-FP8-dynamic", memory.SCOUT, memory.FP8, "w8a8-fp8"
+    ),
+    Checkpoint(
+        "RedHatAI/Llama-4-Scout-17B-16E-Instruct-quantized.w4a16",
+        memory.SCOUT, memory.W4A16, "w4a16",
+    ),
+    Checkpoint("SCOUT-AWQ", memory.SCOUT, memory.AWQ, "awq"),
+    Checkpoint(
+        "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
+        memory.MAVERICK, memory.FP8_EXPERTS, "w8a8-fp8",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a checkpoint's format runs somewhere."""
+
+    runs: bool | None
+    """None if that is not known."""
+    reason: str = ""
+    """Why not."""
+    quantization: str = ""
+    """`--quantization`, with which it runs; empty if it need not be given."""
+
+
+#: Formats whose experts run in Triton alone below capability 8.0, where Marlin begins, and what
+#: `compiled` calls them.
+ONLY_TRITON = {"awq": "awq-int4"}
+#: What says so, of a release: given a checkpoint and what its kernels depend on.
+Judge = Callable[[Checkpoint, Place], Verdict]
+
+
+def judge_of(root: Path, release: str) -> Judge:
+    """What is kept of a release's weights. The one place that knows where that is.
+
+    Raises:
+        OverlayError: a file is damaged.
+    """
+    compiled = runnable.known(root, release).compiled
+
+    def judge(checkpoint: Checkpoint, place: Place) -> Verdict:
+        if checkpoint.format == memory.UNQUANTISED:
+            # What the matrix is of; Triton's kernels for it are laid over it.
+            return Verdict(True)
+        kind = ONLY_TRITON.get(checkpoint.kind)
+        if compiled and kind and gpus.version(place.capability) < gpus.version("8.0"):
+            dtype = computed_dtype(place.dtype, place.capability)
+            answer = compiled.answer("fused_moe", kind, dtype, place.capability)
+            if answer and not answer.runs:
+                return Verdict(False, answer.reason)
+        return Verdict(None)
+
+    return judge
+
+
+@dataclass(frozen=True)
+class Line:
+    """A command, and what it takes."""
+
+    checkpoint: Checkpoint
+    quantization: str
+    """`--quantization`; empty if it need not be given."""
+    card: Card
+    use: RightSettings
+    length: int
+    """`--max-model-len`."""
+    cache: Cache
+    need: Need
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Variables that are set for it."""
+        cell = self.use.cell
+        pairs = {ENGINE: cell.v1, BACKEND: cell.backend}
+        return {name: value for name, value in pairs.items() if value != UNSET}
+
+    @property
+    def arguments(self) -> list[str]:
+        """Of `vllm serve`."""
+        cell = self.use.cell
+        flags = {
+            "--tensor-parallel-size": str(self.need.gpus) if self.need.gpus > 1 else "",
+            "--max-model-len": str(self.length),
+            "--quantization": self.quantization,
+            "--dtype": "" if cell.dtype == "auto" else cell.dtype,
+            "--kv-cache-dtype": "" if cell.kv_cache_dtype == "auto" else cell.kv_cache_dtype,
+        }
+        given = [part for name, value in flags.items() if value for part in (name, value)]
+        return [self.checkpoint.name, *given]
+
+    @property
+    def command(self) -> str:
+        """As it is typed."""
+        variables = [f"{name}={value}" for name, value in self.environment.items()]
+        return " ".join([*variables, "vllm", "serve", shlex.join(self.arguments)])
+
+    @property
+    def sum(self) -> str:
+        """The arithmetic, in a sentence."""
+        need = self.need
+        weights = self.checkpoint.format.bytes(self.checkpoint.shape, _bits(self.use))
+        spread = f", {_gib(need.weights)} on each" if need.gpus > 1 else ""
+        caches = " / ".join(
+            f"{self.cache.bytes(self.checkpoint.shape, length, need.gpus) / GIB:.1f}"
+            for length in LENGTHS
+        )
+        return (
+            f"{need.gpus} x {self.card} ({_gib(self.card.memory)}): weights {_gib(weights)}"
+            f"{spread}; KV cache of a sequence of 8k / 32k / 128k tokens {caches} GiB"
+            f"{' on each' if need.gpus > 1 else ''}; {_gib(memory.RESERVE)} allowed for the rest"
+        )
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The lines for a GPU and a release."""
+
+    release: str
+    lines: tuple[Line, ...] = ()
+    """One a model, Scout first."""
+    without: tuple[str, ...] = ()
+    """Why there is none, a sentence a model."""
+
+
+def launch(root: Path, found: Target, settings: Settings, answer: Answer,
+           judge: Judge | None = None) -> Launch:  # fmt: skip
+    """The lines for a GPU that `explain` was asked about, and its answer.
+
+    `judge` says whether a format of weights runs; by default it is what is kept of the release.
+    """
+    release, use = answer.release.name, answer.patched.use
+    if use is None:
+        return Launch(release, without=("no settings are right on this GPU",))
+    card = cards.card_of(found.name, found.capability)
+    if card is None:
+        return Launch(release, without=(f"how much memory {found} has is not known here",))
+    judge = judge or judge_of(root, release)
+    lines, without = list[Line](), list[str]()
+    for shape in (memory.SCOUT, memory.MAVERICK):
+        model = _Model(shape, card, use, settings, release, found.capability, judge)
+        line = model.line()
+        if line:
+            lines.append(line)
+        else:
+            without.append(model.why_not())
+    return Launch(release, tuple(lines), tuple(without))
+
+
+def of_all(
+    root: Path, found: Target, settings: Settings, answers: Sequence[Answer]
+) -> list[Launch]:
+    """The lines of several releases, in their order."""
+    return [launch(root, found, settings, answer) for answer in answers]
+
+
+def newest(launches: Sequence[Launch]) -> Sequence[Launch]:
+    """Of several releases the newest that has a line; without one, the newest."""
+    return [one for one in launches if one.lines][-1:] or launches[-1:]
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model, where it is to be served."""
+
+    shape: Shape
+    card: Card
+    use: RightSettings
+    settings: Settings
+    release: str
+    capability: str
+    judge: Judge
+
+    @property
+    def cache(self) -> Cache:
+        bits = 8 if self.use.cell.kv_cache_dtype != "auto" else _bits(self.use)
+        return Cache(bits=bits, drops=memory.drops_chunks(self.release, self.use.outcome.engine))
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """What a line may have: the least, then better ones."""
+        asked = self.settings.max_model_len
+        if self.use.cell.length == "at":
+            return (min(asked or self.settings.chunk, self.settings.chunk),)
+        return (asked,) if asked else LENGTHS[1:]
+
+    def verdicts(self) -> Iterator[tuple[Checkpoint, Verdict]]:
+        """Of each of its checkpoints."""
+        place = Place(self.use.cell.dtype, self.use.cell.kv_cache_dtype, self.capability)
+        for checkpoint in CHECKPOINTS:
+            if checkpoint.shape == self.shape:
+                yield checkpoint, self.judge(checkpoint, place)
+
+    def fewest(self, checkpoint: Checkpoint, length: int) -> Need | None:
+        """With the fewest GPUs that hold a checkpoint; None if eight do not."""
+        return memory.fewest(
+            self.shape, self.weights(checkpoint), self.cache, length, self.card.memory
+        )
+
+    def weights(self, checkpoint: Checkpoint) -> int:
+        """Bytes of a checkpoint's weights."""
+        return checkpoint.format.bytes(self.shape, _bits(self.use))
+
+    def line(self) -> Line | None:
+        """The line on the fewest GPUs; of those the one with the most bits."""
+        fitting = [
+            (need, checkpoint, verdict)
+            for checkpoint, verdict in self.verdicts()
+            if verdict.runs and (need := self.fewest(checkpoint, self.lengths[0]))
+        ]
+        if not fitting:
+            return None
+        least, checkpoint, verdict = min(fitting, key=lambda one: one[0].gpus)
+        longer = [(n, self.fewest(checkpoint, n)) for n in self.lengths]
+        length, need = next(
+            (n, need) for n, need in reversed(longer) if need and need.gpus == least.gpus
+        )
+        return Line(checkpoint, verdict.quantization, self.card, self.use, length, self.cache, need)
+
+    def why_not(self) -> str:
+        """Why there is no line."""
+        verdicts = list(self.verdicts())
+        told = [
+            f"{one.format.name}: {verdict.reason}"
+            for one, verdict in verdicts
+            if verdict.runs is False
+        ]
+        for one in (one for one, verdict in verdicts if verdict.runs):
+            told.append(
+                f"{one.format.name}: {_gib(self.weights(one))} of weights and a KV cache of "
+                f"{self.lengths[0]} tokens do not fit on eight {self.card} "
+                f"({_gib(self.card.memory)})"
+            )
+        unknown = [one.format.name for one, verdict in verdicts if verdict.runs is None]
+        if unknown:
+            told.append(f"{', '.join(unknown)}: whether it runs there is not known here")
+        return f"{self.shape.name}, {'; '.join(told)}"
+
+
+def _bits(use: RightSettings) -> int:
+    """Of the model's dtype."""
+    return 32 if use.cell.dtype == "float32" else 16
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"
+
+
+def lines(found: Launch) -> Iterator[tuple[str, str]]:
+    """For a person: labels and texts. A text under the label `launch` is to be copied."""
+    for line in found.lines:
+        yield "launch", line.command
+        yield "", line.sum
+    for why in found.without:
+        yield "no line", why
+
+
+def as_json(found: Launch) -> dict[str, Any]:
+    """For a script."""
+    return {
+        "release": found.release,
+        "lines": [_line_json(line) for line in found.lines],
+        "without": list(found.without),
+    }
+
+
+def _line_json(line: Line) -> dict[str, Any]:
+    shape, need = line.checkpoint.shape, line.need
+    return {
+        "command": line.command,
+        "environment": line.environment,
+        "arguments": line.arguments,
+        "model": shape.name,
+        "format": line.checkpoint.format.name,
+        "gpu": line.card.gpu,
+        "gpu_memory": line.card.memory,
+        "gpus": need.gpus,
+        "max_model_len": line.length,
+        "weights": need.weights,
+        "kv_cache": {str(n): line.cache.bytes(shape, n, need.gpus) for n in LENGTHS},
+        "allowed_besides": memory.RESERVE,
+    }
