@@ -111,14 +111,14 @@ def test_what_is_printed_is_right_when_asked_anew(
         return said
 
     where = ("--gpu", "Quadro RTX 8000", "--release", "0.8.5.post1")
-    (line,) = say(*where, "--kv-cache-dtype", "fp8")["launch"]["0.8.5.post1"]["lines"]
+    (line,) = say(*where, "--kv-cache-dtype", "fp8")["releases"]["0.8.5.post1"]["launch"]["lines"]
     given, others, model = typed(line["command"])
     assert model == "meta-llama/Llama-4-Scout-17B-16E-Instruct"
     assert others == {"--tensor-parallel-size": "8"}
     assert line["gpus"] == 8
-    again = say(*where, *given)
-    assert again["releases"]["0.8.5.post1"]["patched"]["verdict"] == "right"
-    assert again["launch"]["0.8.5.post1"]["lines"][0]["command"] == line["command"]
+    again = say(*where, *given)["releases"]["0.8.5.post1"]
+    assert again["patched"]["verdict"] == "right"
+    assert again["launch"]["lines"][0]["command"] == line["command"]
 
 
 def test_it_is_printed_whole(
@@ -247,3 +247,17 @@ def test_every_model_is_on_the_hub_but_one() -> None:
     assert [one.format for one in own] == [memory.AWQ]
     for one in CHECKPOINTS:
         assert one in own or one.name.count("/") == 1
+
+
+def test_the_page_is_what_explain_prints(tmp_path: Path) -> None:
+    text = (ROOT / "docs/launch.md").read_text("utf-8")
+    head, _, rest = text.partition("<!-- weights -->\n")
+    _, _, lines = rest.partition("<!-- lines -->\n")
+    middle = rest[rest.index("\n\n") :].partition("<!-- lines -->\n")[0]
+    made = "".join(
+        (head, "<!-- weights -->\n", launch.weights().rstrip(), middle, "<!-- lines -->\n",
+         launch.page(Workspace.open(Project(ROOT), ROOT / "nowhere")))
+    )  # fmt: skip
+    (tmp_path / "launch.md").write_text(made, "utf-8")
+    assert text == made, f"docs/launch.md is to be as {tmp_path / 'launch.md'}"
+    assert lines.count("### ") == len(launch.ON_PAGE)

@@ -15,11 +15,14 @@ from typing import Any
 
 from overlay.answers import cards, gpus, memory, runnable
 from overlay.answers.cards import Card
-from overlay.answers.explain import BACKEND, ENGINE, Answer, RightSettings, Settings, Target
+from overlay.answers.explain import BACKEND, ENGINE, Answer, RightSettings, Settings, Target, ask
 from overlay.answers.matrix import UNSET, computed_dtype
 from overlay.answers.memory import GIB, Cache, Format, Need, Shape
 from overlay.answers.runnable import Place
+from overlay.patches.workspace import Workspace
+from overlay.releases.versions import ranges
 
+MODELS = (memory.SCOUT, memory.MAVERICK)
 #: Lengths that arithmetic is shown for, tokens; a line takes the longest but the first that fits
 #: on the GPUs that the second needs.
 LENGTHS = (8192, 32768, 131072)
@@ -147,15 +150,20 @@ class Line:
         need = self.need
         weights = self.checkpoint.format.bytes(self.checkpoint.shape, _bits(self.use))
         spread = f", {_gib(need.weights)} on each" if need.gpus > 1 else ""
-        caches = " / ".join(
-            f"{self.cache.bytes(self.checkpoint.shape, length, need.gpus) / GIB:.1f}"
-            for length in LENGTHS
-        )
         return (
             f"{need.gpus} x {self.card} ({_gib(self.card.memory)}): weights {_gib(weights)}"
-            f"{spread}; KV cache of a sequence of 8k / 32k / 128k tokens {caches} GiB"
-            f"{' on each' if need.gpus > 1 else ''}; {_gib(memory.RESERVE)} allowed for the rest"
+            f"{spread}; {self.caches}; {_gib(memory.RESERVE)} allowed for the rest"
         )
+
+    @property
+    def caches(self) -> str:
+        """The arithmetic of the KV cache."""
+        sizes = " / ".join(
+            f"{self.cache.bytes(self.checkpoint.shape, length, self.need.gpus) / GIB:.1f}"
+            for length in LENGTHS
+        )
+        where = " on each" if self.need.gpus > 1 else ""
+        return f"KV cache of a sequence of 8k / 32k / 128k tokens {sizes} GiB{where}"
 
 
 @dataclass(frozen=True)
@@ -183,7 +191,7 @@ def launch(root: Path, found: Target, settings: Settings, answer: Answer,
         return Launch(release, without=(f"how much memory {found} has is not known here",))
     judge = judge or judge_of(root, release)
     lines, without = list[Line](), list[str]()
-    for shape in (memory.SCOUT, memory.MAVERICK):
+    for shape in MODELS:
         model = _Model(shape, card, use, settings, release, found.capability, judge)
         line = model.line()
         if line:
@@ -304,7 +312,6 @@ def lines(found: Launch) -> Iterator[tuple[str, str]]:
 def as_json(found: Launch) -> dict[str, Any]:
     """For a script."""
     return {
-        "release": found.release,
         "lines": [_line_json(line) for line in found.lines],
         "without": list(found.without),
     }
@@ -326,3 +333,62 @@ def _line_json(line: Line) -> dict[str, Any]:
         "kv_cache": {str(n): line.cache.bytes(shape, n, need.gpus) for n in LENGTHS},
         "allowed_besides": memory.RESERVE,
     }
+
+
+#: Of the cards, those that docs/launch.md has: one or more of each capability.
+ON_PAGE = (
+    "V100", "T4", "Quadro RTX 8000", "A100", "RTX 3090", "A10", "A40", "RTX A6000", "L4", "L40S",
+    "RTX 4090", "H100", "H200", "GH200", "B200", "RTX 5090", "RTX PRO 6000 Blackwell",
+)  # fmt: skip
+
+
+def weights() -> str:
+    """What docs/launch.md has of the weights by format, in Markdown."""
+    rows = ["| Weights | Scout | Maverick |", "|---|---|---|"]
+    for form in (
+        memory.UNQUANTISED, memory.FP8_EXPERTS, memory.FP8, memory.AWQ, memory.W4A16,
+    ):  # fmt: skip
+        sizes = (_gib(form.bytes(shape)) for shape in MODELS)
+        rows.append(f"| {form.name} | {' | '.join(sizes)} |")
+    return "\n".join(rows) + "\n"
+
+
+def page(workspace: Workspace) -> str:
+    """The lines of all releases for the cards of docs/launch.md, in Markdown."""
+    sections = [_section(workspace, card) for card in cards.CARDS if card.gpu in ON_PAGE]
+    return "\n".join(sections)
+
+
+def _section(workspace: Workspace, card: Card) -> str:
+    """A card's: each line once, with the releases that it is for, the newest first."""
+    releases = workspace.versions.patched
+    settings = Settings()
+    found, answers = ask(workspace, releases, (card.gpu, card.capability), settings)
+    launches = of_all(workspace.project.root, found, settings, answers)
+    order = [release.name for release in releases]
+    told = [f"### {card}, capability {card.capability}\n"]
+    if found.note:
+        told.append(f"{found.note[0].upper()}{found.note[1:]}.\n")
+    by_command: dict[str, list[tuple[str, Line]]] = {}
+    for one in reversed(launches):
+        for line in one.lines:
+            by_command.setdefault(line.command, []).insert(0, (one.release, line))
+    for command, found_lines in by_command.items():
+        names = ranges([name for name, _ in found_lines], order)
+        told += [f"{names}:\n", f"```\n{command}\n```\n", *_sums(found_lines, order)]
+    has_line = {line.checkpoint.shape for one in launches for line in one.lines}
+    if len(has_line) < len(MODELS):
+        told += [f"No line. {why}.\n" for why in launches[-1].without]
+    return "\n".join(told)
+
+
+def _sums(lines: Sequence[tuple[str, Line]], order: Sequence[str]) -> Iterator[str]:
+    """The arithmetic of a line, and what of it is otherwise in some of its releases."""
+    last = lines[-1][1]
+    yield f"{last.sum}.\n"
+    others: dict[str, list[str]] = {}
+    for name, line in lines:
+        if line.caches != last.caches:
+            others.setdefault(line.caches, []).append(name)
+    for caches, names in others.items():
+        yield f"{ranges(names, order)}: {caches}.\n"

@@ -153,7 +153,7 @@ W4A16 = Format(name="w4a16", bits=4 + 16 / 128)
 AWQ = Format(name="AWQ", bits=4 + (16 + 4) / 128)
 #: A scale for an output, which is next to nothing.
 FP8 = Format(name="fp8", bits=8)
-FP8_EXPERTS = Format(name="fp8", bits=8, has_dense=False)
+FP8_EXPERTS = Format(name="fp8 experts", bits=8, has_dense=False)
 
 
 class Cache(_Model):

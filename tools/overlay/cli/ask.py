@@ -105,7 +105,9 @@ def explain_command(
     launches = launch.of_all(workspace.project.root, target, settings, answers)
     if as_json:
         told = explain.as_json(target, settings, answers)
-        print_json({**told, "launch": {one.release: launch.as_json(one) for one in launches}})
+        for one in launches:
+            told["releases"][one.release]["launch"] = launch.as_json(one)
+        print_json(told)
         return
     _wrapped(f"{target}, {settings}")
     if target.note:
