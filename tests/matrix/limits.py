@@ -1,6 +1,8 @@
 """What kernels cannot do, which nothing on a CPU can tell: data, with where it is written.
 
-It comes into play where selection has let a cell through and the layers were constructed.
+It comes into play where selection has let a cell through and the layers were constructed. For which
+GPUs there is code, and what Triton compiles, is not here: `overlay.answers.runnable` knows both of
+what was read and compiled, and lays it over the matrix.
 """
 
 from __future__ import annotations
@@ -17,18 +19,9 @@ from regress.releases import RELEASES, installed_release, span
 from .cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES, LENGTHS, Cell
 from .outcome import CRASH, WRONG, Outcome
 
-E4M3 = frozenset({"fp8"})
 FLASH_ATTN = frozenset({"flash_attn.FlashAttentionImpl", "v1.flash_attn.FlashAttentionImpl"})
 FLASHINFER = frozenset({"flashinfer.FlashInferImpl", "v1.flashinfer.FlashInferImpl"})
 XFORMERS = frozenset({"xformers.XFormersImpl"})
-
-
-NO_CODE = {
-    (10, 0): span("0.8.3", "0.8.5.post1"),
-    (12, 0): span("0.8.3", "0.9.1"),
-}
-"""Releases whose FlashAttention 2 has no code for a capability: 8.0 and 9.0 up to 0.8.5.post1, and
-10.0 from 0.9.0 on; from 0.9.2 on it has PTX of 8.0, which serves all that is newer."""
 
 
 def below(capability: tuple[int, int]) -> frozenset[tuple[int, int]]:
@@ -53,6 +46,7 @@ class Limit:
     impls: frozenset[str]
     message: str
     source: str
+    """Where it is written or was seen: a file and what is in it, an issue, or what ran."""
     verdict: str = CRASH
     capabilities: frozenset[tuple[int, int]] = frozenset(CAPABILITIES)
     kv_cache_dtypes: frozenset[str] = frozenset(KV_CACHE_DTYPES)
@@ -94,16 +88,6 @@ LIMITS = (
         "flash-attention csrc/flash_attn/flash_api.cpp, mha_varlen_fwd",
         capabilities=below((8, 0)),
     ),
-    *(
-        Limit(
-            FLASH_ATTN,
-            "no kernel image is available for execution on the device",
-            "the fat binary vllm/vllm_flash_attn/_vllm_fa2_C.abi3.so of the official wheel",
-            capabilities=frozenset({capability}),
-            releases=releases,
-        )
-        for capability, releases in NO_CODE.items()
-    ),
     Limit(
         FLASH_ATTN,
         "For FP8 input, output must have dtype BF16",
@@ -142,13 +126,6 @@ LIMITS = (
         # The others make one mask a step.
         releases=span("0.10.0", "0.10.2"),
         holds=flex_masks_share_memory,
-    ),
-    Limit(
-        frozenset({"v1.triton_attn.TritonAttentionImpl"}),
-        "type fp8e4nv not supported in this architecture",
-        "vllm issues 7714 and 26431; triton python/triton/language/semantic.py",
-        capabilities=below((8, 9)),
-        kv_cache_dtypes=E4M3,
     ),
     Limit(
         frozenset({"flashinfer.FlashInferImpl"}),

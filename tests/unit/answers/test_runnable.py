@@ -137,6 +137,20 @@ def test_a_patched_release_has_to_run_where_stock_does(tmp_path: Path) -> None:
     )
 
 
+def test_a_refusal_is_no_loss_where_stock_cannot_run(tmp_path: Path) -> None:
+    """The overlay may refuse what has no code, of which stock's own selection knows nothing."""
+    stock, patched = made("1.0", "stock"), made("1.0", "patched")
+    refused = Outcome(verdict="explained", message="It has no code for this GPU.")
+    outcomes = tuple(refused if "flash_attn" in one.backend else one for one in patched.outcomes)
+    matrix.write(tmp_path, stock)
+    matrix.write(tmp_path, patched.model_copy(update={"outcomes": outcomes}))
+    _, problems = runnable.judge(tmp_path, "1.0")
+    assert [problem for problem in problems if "right on stock, explained" in problem]
+    binaries.write(tmp_path, code("7.5", release="1.0"))
+    _, problems = runnable.judge(tmp_path, "1.0")
+    assert not [problem for problem in problems if "right on stock, explained" in problem]
+
+
 def test_explain_tells_the_way_out(run: Run, upstream: Upstream) -> None:
     keep(upstream.root, "1.0", "1.1")
     for name, cubin in (("1.0", "8.0"), ("1.1", "9.0")):

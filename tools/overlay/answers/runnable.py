@@ -215,7 +215,7 @@ def laid_over(
 
 def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:
     """What is kept of a release, stock and patched, with what cannot run, and the problems of the
-    latter: what `matrix.compare` finds, and what stock can run.
+    latter: what `matrix.compare` finds, given what stock can run, and where it cannot run alone.
 
     Raises:
         OverlayError: a file is missing or damaged.
@@ -225,7 +225,7 @@ def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, .
     )
     kernels = known(root, release)
     laid = laid_over(stock, kernels), laid_over(patched, kernels)
-    return laid, (*matrix.compare(stock, patched), *compare(*laid))
+    return laid, (*matrix.compare(laid[0], patched), *compare(*laid))
 
 
 def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
