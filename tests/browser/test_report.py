@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import pytest
 from selenium.webdriver import Keys
 
-from overlay.answers import runnable
-from overlay.answers.grid import LOOKS
-from overlay.answers.matrix import Cell, Matrix, Outcome
+from overlay.answers import basis, report, runnable
+from overlay.answers.basis import BASES
+from overlay.answers.grid import LOOKS, Ran
+from overlay.answers.matrix import Cell, Matrix, Variant
 from overlay.patches.workspace import Workspace
 
 from .page import Page, contrast
@@ -27,34 +28,53 @@ def pairs(workspace: Workspace) -> list[Pair]:
     return [runnable.judge(root, one.name)[0] for one in workspace.versions.patched]
 
 
-def told(outcome: Outcome, cell: Cell) -> dict[str, str]:
-    """What the sheet should say of an outcome."""
-    message = outcome.message_beside(cell.backend)
+@pytest.fixture(scope="module")
+def ran(workspace: Workspace) -> dict[tuple[str, Variant], Ran]:
+    return report.ran(workspace.project.root, workspace.versions.patched)
+
+
+def rests_on(ran: dict[tuple[str, Variant], Ran], one: Matrix, cell: Cell) -> basis.Name:
+    """What a cell's verdict does."""
+    outcome = one.llama4[cell]
+    here = ran[one.release, one.variant].of(outcome, cell)
+    return basis.name_of(outcome, here.runs, here.tree)
+
+
+def told(ran: dict[tuple[str, Variant], Ran], one: Matrix, cell: Cell) -> dict[str, str]:
+    """What the sheet should say of a cell."""
+    outcome = one.llama4[cell]
+    here = ran[one.release, one.variant].of(outcome, cell)
+    on = rests_on(ran, one, cell)
+    details = basis.details(outcome, here.runs, here.tree)
     facts = {
         "verdict": outcome.verdict, "engine": outcome.engine.upper(), "backend": outcome.backend,
-        "ended in": outcome.stage, "message": message, "basis": outcome.basis,
+        "ended in": outcome.stage, "message": outcome.message_beside(cell.backend),
+        "known from": "\n".join(filter(None, (f"{on}: {BASES[on].meaning}", details))),
     }  # fmt: skip
     return {name: text for name, text in facts.items() if text}
 
 
-def telling(pairs: list[Pair]) -> Iterator[tuple[Pair, Cell]]:
-    """A cell for each verdict of stock and of patched, and for each value of every setting."""
+def telling(pairs: list[Pair], ran: dict[tuple[str, Variant], Ran]) -> Iterator[tuple[Pair, Cell]]:
+    """A cell for each verdict of stock and of patched, for all that one rests on, and for each
+    value of every setting."""
     seen: set[tuple[str, object]] = set()
     for pair in pairs:
         stock, patched = (one.llama4 for one in pair)
         for cell in stock:
             marks = {
                 ("stock", stock[cell].verdict), ("patched", patched[cell].verdict),
+                *((one.variant, rests_on(ran, one, cell)) for one in pair),
                 *vars(cell).items(),
             }  # fmt: skip
             if not marks <= seen:
                 seen |= marks
                 yield pair, cell
+    assert {on for _, on in seen} >= set(BASES)
 
 
-def test_details(page: Page, pairs: list[Pair]) -> None:
-    """A cell says what its file has, whatever is set."""
-    cells = list(telling(pairs))
+def test_details(page: Page, pairs: list[Pair], ran: dict[tuple[str, Variant], Ran]) -> None:
+    """A cell says what its file has, and what that is known from, whatever is set."""
+    cells = list(telling(pairs, ran))
     assert len(cells) > len(LOOKS)
     for (stock, patched), cell in cells:
         page.choose(cell)
@@ -62,17 +82,19 @@ def test_details(page: Page, pairs: list[Pair]) -> None:
         if button.get_attribute("aria-expanded") == "false":
             page.click(button)
         for one in (stock, patched):
-            expected = one.llama4[cell]
-            assert page.detail(one.variant) == told(expected, cell), f"{one.release} {cell}"
+            assert page.detail(one.variant) == told(ran, one, cell), f"{one.release} {cell}"
             half = page.one(f".cell[aria-expanded=true] [data-half={one.variant}]")
-            assert half.text == LOOKS[expected.verdict].glyph
+            tag = BASES[rests_on(ran, one, cell)].tag
+            assert half.text.split() == [LOOKS[one.llama4[cell].verdict].glyph, tag]
         words = page.one("#detail .words").text
         assert f"VLLM_ATTENTION_BACKEND {cell.backend}" in words
         assert f"KV cache {cell.kv_cache_dtype}" in words
         assert f"{stock.release} on capability {cell.capability}" in page.one("#detail h3").text
 
 
-def test_grid_is_repainted(page: Page, pairs: list[Pair]) -> None:
+def test_grid_is_repainted(
+    page: Page, pairs: list[Pair], ran: dict[tuple[str, Variant], Ran]
+) -> None:
     """All cells at once, after a change and back."""
     first = page.names(), page.glyphs()
     page.pick("v1", "0")
@@ -81,14 +103,41 @@ def test_grid_is_repainted(page: Page, pairs: list[Pair]) -> None:
     for stock, patched in pairs:
         for capability, kv in product(axes.capability, axes.kv_cache_dtype):
             cell = Cell("unset", "0", "past", False, axes.dtype[0], kv, capability)
-            expected.append(
-                f"{stock.release}, capability {capability}, KV cache {kv}: stock "
-                f"{stock.llama4[cell].verdict}, patched {patched.llama4[cell].verdict}"
+            said = ", ".join(
+                f"{one.variant} {one.llama4[cell].verdict} ({rests_on(ran, one, cell)})"
+                for one in (stock, patched)
             )
+            expected.append(f"{stock.release}, capability {capability}, KV cache {kv}: {said}")
     assert page.names() == expected
     assert page.glyphs() != first[1]
     page.pick("v1", "unset")
     assert (page.names(), page.glyphs()) == first
+
+
+def test_tally(page: Page, pairs: list[Pair]) -> None:
+    """What is shown, in numbers: of stock and of patched."""
+    page.pick("dtype", "float16")
+    axes = pairs[0][0].axes
+    cells = [
+        Cell("unset", "unset", "past", False, "float16", kv, capability)
+        for capability, kv in product(axes.capability, axes.kv_cache_dtype)
+    ]
+    for place, said in enumerate(page.all("#tally > span")):
+        verdicts = [pair[place].llama4[cell].verdict for pair in pairs for cell in cells]
+        assert f"{verdicts.count('right')} right" in said.text
+        assert f"{verdicts.count('cannot-run')} cannot run" in said.text
+        numbers = [int(part.split()[0]) for part in said.text.split(", ")]
+        assert sum(numbers) == len(verdicts)
+
+
+def test_legend_is_folded_on_a_phone(page: Page) -> None:
+    assert page.one("#legend").get_attribute("open")
+    page.emulate(360, 740)
+    page.open()
+    assert not page.one("#legend").get_attribute("open")
+    page.one("#legend summary").click()
+    shown = page.one("#legend").text
+    assert all(f"{name} " in shown for name in ("right", "cannot-run", "gpu", "binaries"))
 
 
 def test_flashinfer_where_it_matters(page: Page, pairs: list[Pair]) -> None:
@@ -209,6 +258,15 @@ def test_colours_follow_the_system_and_the_button(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_verdicts_differ_without_colour(page: Page, scheme: str) -> None:
+    """What is right, is wrong and cannot run is told by lightness too, for those who see no hue."""
+    page.emulate(scheme=scheme)
+    verdicts = ("right", "wrong", "cannot-run")
+    grounds = [page.style(page.one(f".legend [data-v={v}]"), "background-color") for v in verdicts]
+    assert min(contrast(*both) for both in combinations(grounds, 2)) >= 1.3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(page: Page, scheme: str) -> None:
     """Of every verdict, of which each has a glyph and a colour of its own, and of all text."""
     page.emulate(scheme=scheme)
@@ -251,7 +309,7 @@ def test_without_javascript(page: Page, pairs: list[Pair]) -> None:
         axes.capability[-1],
     )  # fmt: skip
     glyphs = [LOOKS[one.llama4[last].verdict].glyph for one in (stock, patched)]
-    assert page.button(stock.release, last).text.split() == glyphs
+    assert page.button(stock.release, last).text.split()[::2] == glyphs
 
 
 def test_screenshot(page: Page, pytestconfig: pytest.Config, tmp_path: Path) -> None:

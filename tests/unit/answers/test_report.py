@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import date
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import tomlkit
+from markupsafe import escape
 
 from made_upstream import Ran, Upstream
-from overlay.answers import grid, matrix, report
+from overlay.answers import basis, evidence, grid, matrix, report
+from overlay.answers.basis import BASES
 from overlay.answers.grid import LOOKS, NOT_RUN, Grid
 from overlay.answers.matrix import Matrix, Variant
 from overlay.base import document
 from overlay.base.errors import OverlayError
+
+from ..made_gpu_run import gpu_case
 
 AXES = {
     "dtype": ["auto", "float16"],
@@ -100,6 +106,13 @@ def said(read: dict[str, Any], outcome: list[int], row: str, gpu: str) -> dict[s
     return {**read["kinds"][kind], **({"message": message} if message else {})}
 
 
+def shown(outcome: matrix.Outcome) -> dict[str, Any]:
+    """What the page has of an outcome that no GPU ran."""
+    told = outcome.model_dump(exclude_defaults=True, exclude={"basis"})
+    on, known = basis.name_of(outcome), basis.details(outcome, (), "")
+    return {**told, "on": on, **({"known": known} if known else {})}
+
+
 def test_every_cell_survives(page: str) -> None:
     found = {(release, row, place): told for release, row, place, told in outcomes(page)}
     expected = {}
@@ -109,9 +122,24 @@ def test_every_cell_survives(page: str) -> None:
             flashinfer = "yes" if cell.flashinfer else "no"
             row = f"{cell.backend}|{cell.v1}|{cell.length}|{flashinfer}"
             place = f"{cell.dtype}|{cell.kv_cache_dtype}|{cell.capability}"
-            told = [one[cell].model_dump(exclude_defaults=True) for one in both]
-            expected[release, row, place] = told
+            expected[release, row, place] = [shown(one[cell]) for one in both]
     assert found == expected
+
+
+def test_what_gpus_ran_is_in_their_cells(checkout: Path, upstream: Upstream) -> None:
+    """And in no other: not of another dtype, of another variant or with other sources."""
+    release = upstream.workspace().versions.get("1.0")
+    case = gpu_case()
+    flash = {"engine": "V1", "backend": "vllm.v1.attention.backends.flash_attn"}
+    case = replace(case, about={**case.about, **flash, "capability": "10.0"})
+    runs = evidence.runs_of([case], "patched", release, date(2026, 11, 28))
+    evidence.write(checkout, evidence.Evidence(release="1.0").merged(runs))
+    cells = list(outcomes(report.render(upstream.workspace())))
+    assert not [one for *_, (stock, _) in cells if (one := stock)["on"] == "gpu"]
+    found = [(name, place, told[1]) for name, _, place, told in cells if told[1]["on"] == "gpu"]
+    assert {(name, place) for name, place, _ in found} == {("1.0", "float16|auto|10.0")}
+    known = "Whole engines on an NVIDIA Made-up, 2026-11-28: 1 of 1 right."
+    assert {one["known"] for *_, one in found} == {known}
 
 
 def test_messages_share_what_they_can(page: str) -> None:
@@ -136,6 +164,10 @@ def test_everything_appears(page: str) -> None:
     assert "patches last updated 2" in page
     assert "<h2>Of Benchmarks</h2>" in page
     assert "T4, " in page
+    for name, one in BASES.items():
+        # What nothing rests on is not explained.
+        rests = name in ("cpu stand-ins", "start-up")
+        assert (f"<b>{name}</b> {escape(one.meaning)}" in page) is rests
 
 
 def test_every_verdict_has_a_look() -> None:
@@ -147,7 +179,8 @@ def test_grid_without_a_script(page: str) -> None:
     for release, row, place, told in outcomes(page):
         dtype, kv, capability = place.split("|")
         if row == "unset|unset|past|no" and dtype == "auto":
-            verdicts = "stock {}, patched {}".format(*(one["verdict"] for one in told))
+            said = (f"{one['verdict']} ({one['on']})" for one in told)
+            verdicts = "stock {}, patched {}".format(*said)
             label = f"{release}, capability {capability}, KV cache {kv}: {verdicts}"
             assert page.count(f'aria-label="{label}"') == 1
 
@@ -219,11 +252,12 @@ def test_releases_with_other_settings() -> None:
     assert joined.cell_axes.capability == ("7.5", "9.0", "10.0")
     assert joined.row_axes["backend"] == ("unset", "FLASH_ATTN", "FLEX")
     assert NOT_RUN in joined.verdicts
-    assert joined.default_verdicts(1) == [[(NOT_RUN, NOT_RUN)] * 2] * 3
+    gone = (NOT_RUN, ""), (NOT_RUN, "")
+    assert joined.default_cells(1) == [[gone] * 2] * 3
     # 9.0 is not in the older file.
-    first, second, third = joined.default_verdicts(0)
-    assert second == [(NOT_RUN, NOT_RUN)] * 2
-    assert NOT_RUN not in {one for both in first + third for one in both}
+    first, second, third = joined.default_cells(0)
+    assert second == [gone] * 2
+    assert NOT_RUN not in {one for both in first + third for one, _ in both}
     runs = joined.rows[1]["FLEX|1|at|no"][0]
     assert matrix.expand(runs)[2] == 0 != matrix.expand(runs)[0]
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from overlay.answers import evidence, gpus, matrix, runnable, weights
+from overlay.answers import basis, evidence, gpus, matrix, runnable, weights
 from overlay.answers.checkpoint import Checkpoint
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
@@ -640,34 +640,8 @@ def message(outcome: Outcome, gpu: str) -> str:
 def told(side: VariantAnswer, gpu: str) -> str:
     """All of an outcome on a GPU called `gpu`."""
     said = ": ".join(part for part in (brief(side.outcome), message(side.outcome, gpu)) if part)
-    known = [known_from(side.outcome)] if side.outcome.basis else []
-    return f"{said} ({'; '.join((*known, *_on_gpus(side)))})" if known else said
-
-
-def known_from(outcome: Outcome) -> str:
-    """How the matrix knows an outcome."""
-    known = {
-        "measured": "measured on CPU stand-ins: one layer, against a reference",
-        "constructed": "the layers were constructed, not computed",
-        "binaries": "read from the fat binaries of the official wheels",
-        "compiled": "compiled ahead of time, without a GPU",
-        "layers": "the release's own layers, constructed and run without a GPU up to the kernels",
-    }
-    return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
-
-
-def _on_gpus(side: VariantAnswer) -> list[str]:
-    """What whole engines say of it."""
-    if not side.runs:
-        is_known = side.outcome.verdict in ("right", "wrong")
-        return ["no GPU of this capability has run it"] if is_known else []
-    last = max(side.runs, key=lambda run: run.date)
-    is_of_now = all(run.tree == side.tree for run in side.runs)
-    earlier = "" if is_of_now else ", with earlier patches"
-    wrong = [run.test for run in side.runs if run.outcome == "failed"]
-    right = f"{len(side.runs) - len(wrong)} of {len(side.runs)} right"
-    but = f", wrong in {', '.join(wrong)}" if wrong else ""
-    return [f"whole engines on an {last.device}, {last.date}{earlier}: {right}{but}"]
+    known = basis.told(side.outcome, side.runs, side.tree)
+    return f"{said} ({known})" if known else said
 
 
 def change(side: VariantAnswer) -> str:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Any
 
-from overlay.answers import gpus
-from overlay.answers.matrix import Axes, Matrix, Outcome, Row, compress, expand
+from overlay.answers import basis, gpus
+from overlay.answers.basis import BASES
+from overlay.answers.evidence import Run
+from overlay.answers.matrix import (
+    Axes,
+    Cell,
+    Matrix,
+    Outcome,
+    Row,
+    Variant,
+    compress,
+    expand,
+)
 
 #: A release's results: stock, then patched.
 Pair = tuple[Matrix, Matrix]
@@ -23,22 +34,47 @@ class Look:
     """How the page shows a verdict; its colour is in the style sheet."""
 
     glyph: str
+    group: str
+    """What the legend puts it under."""
     meaning: str
 
 
 #: Every verdict, in the order of the legend.
 LOOKS: Mapping[str, Look] = {
-    "right": Look("✓", "It runs, and its attention is right."),
-    "explained": Look("i", "Refused before weights load, with a message that names a remedy."),
-    "unexplained": Look("?", "Refused before weights load, without a remedy."),
-    "worker-refused": Look("W", "Let in, then refused by a worker process."),
-    "type-error": Look("T", "Dies with a TypeError while its layers are made."),
-    "crash": Look("!", "Dies with another error."),
-    "wrong": Look("✗", "It runs, and its attention is wrong."),
-    "cannot-run": Look("∅", "It has no kernels for this GPU, or Triton does not compile them."),
-    "selected": Look("S", "An engine and a backend are selected; nothing is computed."),
-    NOT_RUN: Look("·", "Not in the matrix: this release does not have the setting."),
+    "right": Look("✓", "Runs", "Its attention is right."),
+    "wrong": Look("✗", "Runs", "Its attention is wrong."),
+    "explained": Look("i", "Refused", "Before weights load, with a message that names a remedy."),
+    "unexplained": Look("?", "Refused", "Before weights load, without a remedy."),
+    "worker-refused": Look("W", "Refused", "Let in, then refused by a worker process."),
+    "type-error": Look("T", "Dies", "Of a TypeError, while its layers are made."),
+    "crash": Look("!", "Dies", "Of another error."),
+    "cannot-run": Look("∅", "Cannot run", "No kernels for this GPU, or none that Triton compiles."),
+    "selected": Look("S", "Not computed", "An engine and a backend are selected."),
+    NOT_RUN: Look("·", "Not there", "This release does not have the setting."),
 }
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What GPUs ran of a variant of a release."""
+
+    runs: tuple[Run, ...] = ()
+    tree: str = ""
+    """Of its sources, as they are now."""
+
+    def of(self, outcome: Outcome, cell: Cell) -> Ran:
+        """What of it speaks for a cell."""
+        return replace(self, runs=tuple(run for run in self.runs if run.speaks_for(outcome, cell)))
+
+
+class Shown(Outcome):
+    """An outcome as the page tells it: instead of the matrix' basis, what it rests on."""
+
+    on: str = ""
+    """Of `BASES`."""
+    known: str = ""
+    """What there is to say beyond the kind's meaning."""
+
 
 #: What the page calls values that are no words of a setting.
 LABELS: Mapping[str, Mapping[str, str]] = {
@@ -57,13 +93,18 @@ class Outcomes:
     """Outcomes, each once; what is not run is number 0."""
 
     def __init__(self) -> None:
-        self._numbers: dict[Outcome, int] = {}
+        self._numbers: dict[Shown, int] = {}
 
-    def number(self, outcome: Outcome, row: Row, capability: str) -> int:
-        """The number of what a cell comes to."""
+    def number(self, outcome: Outcome, row: Row, capability: str, ran: Ran) -> int:
+        """The number of what a cell comes to; `ran` has the runs that speak for it."""
         told = outcome.message_beside(row.backend)
         message = told.replace(capability, _CAPABILITY).replace(row.backend, _BACKEND)
-        general = outcome.model_copy(update={"message": message})
+        general = Shown(
+            **outcome.model_dump(exclude={"message", "basis"}),
+            message=message,
+            on=basis.name_of(outcome, ran.runs, ran.tree),
+            known=basis.details(outcome, ran.runs, ran.tree),
+        )
         return self._numbers.setdefault(general, len(self._numbers) + 1)
 
     @property
@@ -71,10 +112,15 @@ class Outcomes:
         """By number."""
         return [NOT_RUN, *(outcome.verdict for outcome in self._numbers)]
 
+    @property
+    def bases(self) -> list[str]:
+        """By number; of what is not run none."""
+        return ["", *(outcome.on for outcome in self._numbers)]
+
     def data(self) -> dict[str, Any]:
         """For the page's script: of each outcome the number of its kind, which is all but the
         message, and those of the message's phrases."""
-        kinds: dict[Outcome, int] = {}
+        kinds: dict[Shown, int] = {}
         phrases: dict[str, int] = {}
         listed = [[0]]
         for outcome in self._numbers:
@@ -98,8 +144,11 @@ class Outcomes:
 class Grid:
     """Cells of all releases, on axes that hold the values of every file."""
 
-    def __init__(self, pairs: Iterable[Pair]) -> None:
+    def __init__(
+        self, pairs: Iterable[Pair], ran: Mapping[tuple[str, Variant], Ran] | None = None
+    ) -> None:
         self.pairs = tuple(pairs)
+        self._ran = ran or {}
         self.outcomes = Outcomes()
         self.rows = tuple(self._rows(pair) for pair in self.pairs)
         """By release and row: the runs of numbers of outcomes, stock and patched."""
@@ -133,20 +182,22 @@ class Grid:
     def _encoded(self, matrix: Matrix) -> dict[str, str]:
         places = list(_places(self.cell_axes))
         own = {place: index for index, place in enumerate(_places(matrix.axes))}
-        indexes = [(own.get(place), place[-1]) for place in places]
-        known: dict[tuple[int, str, str], int] = {}
+        indexes = [(own.get(place), place) for place in places]
+        ran = self._ran.get((matrix.release, matrix.variant), Ran())
+        known: dict[tuple[int, str, tuple[str, str, str]], int] = {}
 
-        def number(local: int, row: Row, capability: str) -> int:
-            key = local, row.backend, capability
+        def number(local: int, row: Row, place: tuple[str, str, str]) -> int:
+            key = local, row.backend, place
             if key not in known:
-                known[key] = self.outcomes.number(matrix.outcomes[local], row, capability)
+                outcome = matrix.outcomes[local]
+                here = ran.of(outcome, Cell(*row.name, *place))
+                known[key] = self.outcomes.number(outcome, row, place[-1], here)
             return known[key]
 
         def encoded(row: Row) -> str:
             found = expand(row.llama4)
             return compress(
-                0 if index is None else number(found[index], row, capability)
-                for index, capability in indexes
+                0 if index is None else number(found[index], row, place) for index, place in indexes
             )
 
         return {"|".join(_name(row)): encoded(row) for row in matrix.rows}
@@ -163,17 +214,24 @@ class Grid:
             found.add(NOT_RUN)
         return [name for name in LOOKS if name in found]
 
-    def default_verdicts(self, release: int) -> list[list[tuple[str, str]]]:
-        """What stock and patched come to with nothing set: by capability, then KV cache."""
+    @cached_property
+    def bases(self) -> list[str]:
+        """Those that some cell rests on, what weighs most first."""
+        found = set(self.outcomes.bases)
+        return [name for name in BASES if name in found]
+
+    def default_cells(self, release: int) -> list[list[tuple[tuple[str, str], tuple[str, str]]]]:
+        """What stock and patched come to with nothing set, each with what it rests on: by
+        capability, then KV cache."""
         axes = self.cell_axes
         name = "|".join(values[0] for values in self.row_axes.values())
         gone = compress([0] * axes.size)
         stock, patched = (expand(runs) for runs in self.rows[release].get(name, (gone, gone)))
-        verdicts = self.outcomes.verdicts
+        cells = list(zip(self.outcomes.verdicts, self.outcomes.bases, strict=True))
         width = len(axes.capability)
         return [
             [
-                (verdicts[stock[kv * width + gpu]], verdicts[patched[kv * width + gpu]])
+                (cells[stock[kv * width + gpu]], cells[patched[kv * width + gpu]])
                 for kv in range(len(axes.kv_cache_dtype))
             ]
             for gpu in range(width)
@@ -184,7 +242,8 @@ class Grid:
         return {
             "axes": {**self.row_axes, **self.cell_axes.model_dump()},
             "labels": LABELS,
-            "looks": {name: [look.glyph, look.meaning] for name, look in LOOKS.items()},
+            "looks": {name: [look.glyph, look.meaning, look.group] for name, look in LOOKS.items()},
+            "bases": {name: [one.tag, one.meaning] for name, one in BASES.items()},
             "gpus": {one: names_of(one) for one in self.cell_axes.capability},
             **self.outcomes.data(),
             "releases": [
@@ -204,7 +263,7 @@ def _name(row: Row) -> tuple[str, str, str, str]:
     return row.backend, row.v1, row.length, "yes" if row.flashinfer else "no"
 
 
-def _places(axes: Axes) -> Iterable[tuple[str, ...]]:
+def _places(axes: Axes) -> Iterable[tuple[str, str, str]]:
     return product(axes.dtype, axes.kv_cache_dtype, axes.capability)
 
 

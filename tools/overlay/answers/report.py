@@ -18,8 +18,9 @@ from typing import get_args
 import jinja2
 from markupsafe import Markup
 
-from overlay.answers import grid, matrix, runnable
-from overlay.answers.grid import Grid
+from overlay.answers import evidence, grid, matrix, runnable
+from overlay.answers.basis import BASES
+from overlay.answers.grid import Grid, Ran
 from overlay.base import document
 from overlay.base.errors import Exit, OverlayError
 from overlay.patches.patch import Patch, read_patch
@@ -70,7 +71,7 @@ def render(workspace: Workspace) -> str:
     """
     versions = workspace.versions
     pairs, problems = _matrices(workspace.project.root, versions.patched)
-    table = Grid(pairs)
+    table = Grid(pairs, ran(workspace.project.root, versions.patched))
     topics = _topics(workspace)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -80,7 +81,9 @@ def render(workspace: Workspace) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "ensure_ascii": False}
-    environment.filters |= {"breakable": _breakable, "reference": _reference}
+    environment.filters |= {
+        "breakable": _breakable, "reference": _reference, "groupby_look": _groups,
+    }  # fmt: skip
     return environment.get_template("report.html").render(
         style=_inline("report.css"),
         script=_inline("report.js"),
@@ -89,6 +92,7 @@ def render(workspace: Workspace) -> str:
         updated=_updated(topics),
         grid=table,
         looks=grid.LOOKS,
+        bases=BASES,
         names_of=grid.names_of,
         counts=_counts(pairs),
         problems=problems,
@@ -118,6 +122,23 @@ def _matrices(
         tuple(pair for pair, _ in judged),
         tuple(problem for _, problems in judged for problem in problems),
     )
+
+
+def ran(root: Path, releases: Iterable[Release]) -> dict[tuple[str, matrix.Variant], Ran]:
+    """What GPUs ran, by release and variant.
+
+    Raises:
+        OverlayError: what is kept of them is damaged.
+    """
+    return {
+        (release.name, variant): Ran(
+            tuple(run for run in found.runs if run.variant == variant),
+            evidence.tree_of(release, variant),
+        )
+        for release in releases
+        for found in (evidence.read(root, release.name),)
+        for variant in get_args(matrix.Variant)
+    }
 
 
 def _has(root: Path, release: str) -> Iterable[bool]:
@@ -173,6 +194,12 @@ def _updated(topics: Sequence[Topic]) -> str | None:
 def _inline(name: str) -> Markup:
     """A file of ours that goes into the page as it is."""
     return Markup((TEMPLATES / name).read_text("utf-8"))
+
+
+def _groups(verdicts: Iterable[str]) -> list[tuple[str, list[str]]]:
+    """Verdicts by what the legend puts them under, in their order."""
+    by_group = groupby(verdicts, lambda verdict: grid.LOOKS[verdict].group)
+    return [(group, list(found)) for group, found in by_group]
 
 
 def _breakable(name: str) -> Markup:

@@ -1,7 +1,7 @@
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
-  const { axes, looks, releases } = data;
+  const { axes, looks, bases, releases } = data;
   const grid = document.getElementById("grid");
   const detail = document.getElementById("detail");
   const form = document.getElementById("settings");
@@ -58,21 +58,51 @@
       outcome(runs ? numberAt(runs[i], place + Number(g)) : 0, capability));
   }
 
+  /* A verdict's glyph, and the tag of what it rests on. */
+  function mark({ verdict, on }) {
+    const glyph = element("b", {}, looks[verdict][0]);
+    return on ? [glyph, element("i", {}, bases[on][0])] : [glyph];
+  }
+
   function paint() {
+    const counted = VARIANTS.map(() => new Map());
     for (const cell of cells) {
       const both = found(cell);
-      both.forEach(({ verdict }, i) => {
+      both.forEach((one, i) => {
         const half = cell.children[i];
-        half.dataset.v = verdict;
-        half.textContent = looks[verdict][0];
+        half.dataset.v = one.verdict;
+        half.dataset.b = one.on || "";
+        half.replaceChildren(...mark(one));
+        counted[i].set(one.verdict, (counted[i].get(one.verdict) || 0) + 1);
       });
       const place = cell.getAttribute("aria-label").split(": ")[0];
-      const said = both.map(({ verdict }, i) => `${VARIANTS[i]} ${verdict}`).join(", ");
+      const said = both.map(({ verdict, on }, i) =>
+        `${VARIANTS[i]} ${verdict}${on ? ` (${on})` : ""}`).join(", ");
       cell.setAttribute("aria-label", `${place}: ${said}`);
     }
+    document.getElementById("tally").replaceChildren(...counted.flatMap(tally));
     const words = SETTINGS.map(([axis, name]) => `${name} ${word(axis, chosen[axis])}`);
     document.getElementById("shown").textContent = `Shown: ${words.join(", ")}.`;
     if (open) show(open);
+  }
+
+  /* How many of the cells that are shown come to what: a bar, and numbers by group. */
+  function tally(counts, i) {
+    const bar = element("div", { className: "share", ariaHidden: "true" });
+    const groups = new Map();
+    for (const [verdict, [, , group]] of Object.entries(looks)) {
+      const count = counts.get(verdict);
+      if (!count) continue;
+      const part = element("i", {});
+      part.dataset.v = verdict;
+      part.style.flexGrow = count;
+      bar.append(part);
+      const name = { Runs: verdict, Dies: "die" }[group] || group.toLowerCase();
+      groups.set(name, (groups.get(name) || 0) + count);
+    }
+    const words = [...groups].map(([name, count]) => `${count} ${name}`).join(", ");
+    const variant = VARIANTS[i].replace(/^./, (first) => first.toUpperCase());
+    return [element("b", {}, variant), bar, element("span", {}, words)];
   }
 
   /* FlashInfer's presence was tried where it can matter: by default, and for its own backends. */
@@ -110,21 +140,22 @@
     return element("fieldset", { className: "setting" }, element("legend", {}, name), choices);
   }
 
-  function side(variant, { verdict, engine, backend, stage, message, basis }) {
+  function side(variant, { verdict, engine, backend, stage, message, on, known }) {
     const badge = element("span", { className: "v", ariaHidden: "true" }, looks[verdict][0]);
     badge.dataset.v = verdict;
     const list = element("dl", {});
     const facts = {
-      engine: engine && engine.toUpperCase(), backend, "ended in": stage, message, basis,
+      engine: engine && engine.toUpperCase(), backend, "ended in": stage, message,
+      "known from": on && [`${on}: ${bases[on][1]}`, ...(known ? [known] : [])].join("\n"),
     };
     for (const [term, text] of Object.entries(facts)) {
       if (!text) continue;
-      const described = element("dd", { className: term }, text);
+      const described = element("dd", { className: term.replace(" ", "-") }, text);
       list.append(element("div", {}, element("dt", {}, term), described));
     }
     const made = element("section", {},
       element("h4", {}, variant, " ", badge, " ", element("b", {}, verdict)),
-      element("p", { className: "meaning" }, looks[verdict][1]), list);
+      element("p", { className: "meaning" }, `${looks[verdict][2]}. ${looks[verdict][1]}`), list);
     made.dataset.variant = variant;
     return made;
   }
@@ -250,9 +281,13 @@
   form.addEventListener("submit", (event) => event.preventDefault());
   for (const hidden of document.querySelectorAll(".script")) hidden.hidden = false;
   for (const cell of cells) cell.setAttribute("aria-expanded", "false");
-  form.hidden = theme.hidden = false;
+  form.hidden = theme.hidden = document.getElementById("tally").hidden = false;
   detail.setAttribute("aria-live", "polite");
   setTheme(storage.get());
+  // On a phone the grid comes first; on paper nothing is folded.
+  const legend = document.getElementById("legend");
+  legend.open = !matchMedia("(max-width: 40rem)").matches;
+  addEventListener("beforeprint", () => { legend.open = true; });
   addEventListener("resize", scrollers);
   scrollers();
   choose();
