@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,7 @@ import pytest
 from overlay.answers import cards, explain, gpus, launch, memory
 from overlay.answers.cards import CARDS, Card
 from overlay.answers.explain import Answer, Settings, Target
-from overlay.answers.launch import CHECKPOINTS, LENGTHS, Checkpoint, Launch, Line, Verdict
-from overlay.answers.runnable import Place
+from overlay.answers.launch import CHECKPOINTS, LENGTHS, Launch, Line, Verdict
 from overlay.base.project import Project
 from overlay.cli.ask import explain_command
 from overlay.cli.main import main
@@ -36,19 +36,30 @@ def asked(card: Card, **settings: Any) -> tuple[Target, Settings, tuple[Answer, 
     return target, wanted, tuple(answers)
 
 
-def all_run(checkpoint: Checkpoint, place: Place) -> Verdict:
-    """A judge that has every format run, AWQ's with a flag."""
-    return Verdict(True, quantization="moe_wna16" if checkpoint.kind == "awq" else "")
+#: Makes a judge of what `explain` answers.
+Judging = Callable[[Answer], launch.Judge]
 
 
-def none_runs(checkpoint: Checkpoint, place: Place) -> Verdict:
-    return Verdict(False, f"not in {place.dtype}")
+def all_run(answer: Answer) -> launch.Judge:
+    """Every format runs where unquantised weights do, AWQ's with a flag."""
+    use = answer.patched.use
+    why = "" if use else "no settings are right on this GPU"
+    flags = {"awq": "moe_wna16"}
+    return lambda checkpoint: Verdict(use, why, flags.get(checkpoint.kind, ""))
 
 
-def launches(card: Card, judge: launch.Judge | None, **settings: Any) -> Iterator[Launch]:
+def none_runs(answer: Answer) -> launch.Judge:
+    return lambda checkpoint: Verdict(None, f"not in {answer.release.name}")
+
+
+def none_is_known(answer: Answer) -> launch.Judge:
+    return lambda checkpoint: Verdict(None)
+
+
+def launches(card: Card, judging: Judging | None, **settings: Any) -> Iterator[Launch]:
     target, wanted, answers = asked(card, **settings)
     for answer in answers:
-        yield launch.launch(ROOT, target, wanted, answer, judge)
+        yield launch.launch(ROOT, target, wanted, answer, judging and judging(answer))
 
 
 def the_line(card: str, release: str, model: str = "Scout", **settings: Any) -> Line:
@@ -159,11 +170,11 @@ def test_fewer_gpus_come_before_more_bits() -> None:
 
 
 def test_a_flag_that_weights_need_is_in_the_line() -> None:
-    def awq_alone(checkpoint: Checkpoint, place: Place) -> Verdict:
-        runs = checkpoint.kind == "awq"
-        return Verdict(runs, "" if runs else "not here", "moe_wna16")
+    def awq_alone(answer: Answer) -> launch.Judge:
+        every = all_run(answer)
+        return lambda one: every(one) if one.kind == "awq" else Verdict(None, "not here")
 
-    (found,) = (one for one in launches(cards.CARDS[1], awq_alone) if one.release == "0.8.5.post1")
+    (found,) = (one for one in launches(CARDS[1], awq_alone) if one.release == "0.8.5.post1")
     assert found.lines[0].command.startswith("vllm serve SCOUT-AWQ --tensor-parallel-size 8 ")
     assert "--quantization moe_wna16" in found.lines[0].command
 
@@ -196,34 +207,44 @@ def test_fp8_maverick_does_not_fit_on_four_a100() -> None:
 
 
 def test_why_there_is_no_line() -> None:
-    (v100,) = (card for card in CARDS if card.gpu == "V100")
+    v100, t4 = CARDS[:2]
     newest = list(launches(v100, none_runs))[-1]
     assert not newest.lines
-    assert newest.without[0].startswith("Scout, unquantised: not in auto; fp8: not in auto; w4a16:")
-    oldest = next(iter(launches(v100, lambda *_: Verdict(None), dtype="half")))
-    assert "unquantised, fp8, w4a16, AWQ: whether it runs there is not known" in oldest.without[0]
-    t4 = list(launches(CARDS[1], None))
-    weights = (
-        "unquantised: 202.4 GiB of weights and a KV cache of 32768 tokens do not fit on eight "
+    assert newest.without[0].startswith("Scout, unquantised: not in 0.10.2; fp8: not in 0.10.2; w4")
+    (oldest, *_) = launches(v100, none_is_known)
+    assert oldest.without[0] == (
+        "Scout, unquantised, fp8, w4a16, AWQ: whether it runs there is not known here"
     )
-    assert f"{weights}T4 16 GB (15.0 GiB)" in t4[0].without[0]
+    (oldest, *_) = launches(t4, None)
+    weights = "202.4 GiB of weights and a KV cache of 32768 tokens"
+    assert f"unquantised: {weights} do not fit on eight T4 16 GB (15.0 GiB)" in oldest.without[0]
 
 
 def test_what_triton_does_not_compile_is_a_no() -> None:
     """On a T4, where nothing else computes AWQ's experts."""
     (awq,) = (one for one in CHECKPOINTS if one.kind == "awq")
-    t4 = Place("float16", "auto", "7.5")
-    found = launch.judge_of(ROOT, "0.9.0")(awq, t4)
-    assert found.runs is False
-    assert found.reason.startswith("Triton 3.3.0 does not compile fused_moe_kernel_gptq_awq: ")
-    assert launch.judge_of(ROOT, "0.8.5.post1")(awq, t4).runs is None
-    assert launch.judge_of(ROOT, "0.9.0")(awq, Place("float16", "auto", "8.6")).runs is None
+    target, _, answers = asked(CARDS[1], dtype="float16")
+    half = answers[0].patched.use
+    assert half is not None
+    assert half.cell.dtype == "float16"
+    found = {
+        one.release.name: launch.judge_of(
+            ROOT, target, replace(one, patched=replace(one.patched, use=half))
+        )(awq)
+        for one in answers
+    }
+    assert found["0.9.0"].reason.startswith(
+        "Triton 3.3.0 does not compile fused_moe_kernel_gptq_awq: "
+    )
+    assert found["0.8.5.post1"] == Verdict(None)
+    assert not [verdict for verdict in found.values() if verdict.use]
 
 
 def test_where_nothing_is_right_there_is_no_line() -> None:
     for found in launches(ONE_EACH["12.0"], all_run):
         assert bool(found.lines) is (found.release == "0.10.2")
-        assert found.lines or found.without == ("no settings are right on this GPU",)
+        why = "unquantised: no settings are right on this GPU"
+        assert found.lines or why in found.without[0]
 
 
 def test_unknown_memory_is_said() -> None:

@@ -18,7 +18,6 @@ from overlay.answers.cards import Card
 from overlay.answers.explain import BACKEND, ENGINE, Answer, RightSettings, Settings, Target, ask
 from overlay.answers.matrix import UNSET, computed_dtype
 from overlay.answers.memory import GIB, Cache, Format, Need, Shape
-from overlay.answers.runnable import Place
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import ranges
 
@@ -63,41 +62,43 @@ CHECKPOINTS = (
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a checkpoint's format runs somewhere."""
+    """Whether a checkpoint can be served somewhere, and how."""
 
-    runs: bool | None
-    """None if that is not known."""
+    use: RightSettings | None
+    """The nearest settings that are right with it; None if there are none, or it is not known."""
     reason: str = ""
-    """Why not."""
+    """Why there are none; empty if it is not known whether there are."""
     quantization: str = ""
     """`--quantization`, with which it runs; empty if it need not be given."""
 
 
+#: What says so, of a GPU and a release.
+Judge = Callable[[Checkpoint], Verdict]
 #: Formats whose experts run in Triton alone below capability 8.0, where Marlin begins, and what
 #: `compiled` calls them.
 ONLY_TRITON = {"awq": "awq-int4"}
-#: What says so, of a release: given a checkpoint and what its kernels depend on.
-Judge = Callable[[Checkpoint, Place], Verdict]
 
 
-def judge_of(root: Path, release: str) -> Judge:
-    """What is kept of a release's weights. The one place that knows where that is.
+def judge_of(root: Path, found: Target, answer: Answer) -> Judge:
+    """What is kept of weights in a release, and what `explain` answers of unquantised ones.
+
+    The one place that knows where that is.
 
     Raises:
         OverlayError: a file is damaged.
     """
-    compiled = runnable.known(root, release).compiled
+    compiled = runnable.known(root, answer.release.name).compiled
 
-    def judge(checkpoint: Checkpoint, place: Place) -> Verdict:
+    def judge(checkpoint: Checkpoint) -> Verdict:
+        use = answer.patched.use
         if checkpoint.format == memory.UNQUANTISED:
             # What the matrix is of; Triton's kernels for it are laid over it.
-            return Verdict(True)
+            return Verdict(use, "" if use else "no settings are right on this GPU")
         kind = ONLY_TRITON.get(checkpoint.kind)
-        if compiled and kind and gpus.version(place.capability) < gpus.version("8.0"):
-            dtype = computed_dtype(place.dtype, place.capability)
-            answer = compiled.answer("fused_moe", kind, dtype, place.capability)
-            if answer and not answer.runs:
-                return Verdict(False, answer.reason)
+        if use and compiled and kind and gpus.version(found.capability) < gpus.version("8.0"):
+            dtype = computed_dtype(use.cell.dtype, found.capability)
+            launch = compiled.answer("fused_moe", kind, dtype, found.capability)
+            return Verdict(None, "" if launch is None or launch.runs else launch.reason)
         return Verdict(None)
 
     return judge
@@ -177,28 +178,45 @@ class Launch:
     """Why there is none, a sentence a model."""
 
 
-def launch(root: Path, found: Target, settings: Settings, answer: Answer,
-           judge: Judge | None = None) -> Launch:  # fmt: skip
+def launch(
+    root: Path, found: Target, settings: Settings, answer: Answer, judge: Judge | None = None
+) -> Launch:
     """The lines for a GPU that `explain` was asked about, and its answer.
 
-    `judge` says whether a format of weights runs; by default it is what is kept of the release.
+    `judge` says how a checkpoint can be served; by default it is what is kept of the release.
     """
-    release, use = answer.release.name, answer.patched.use
-    if use is None:
-        return Launch(release, without=("no settings are right on this GPU",))
+    release = answer.release.name
     card = cards.card_of(found.name, found.capability)
     if card is None:
         return Launch(release, without=(f"how much memory {found} has is not known here",))
-    judge = judge or judge_of(root, release)
+    judge = judge or judge_of(root, found, answer)
     lines, without = list[Line](), list[str]()
     for shape in MODELS:
-        model = _Model(shape, card, use, settings, release, found.capability, judge)
-        line = model.line()
-        if line:
-            lines.append(line)
+        verdicts = [(one, judge(one)) for one in CHECKPOINTS if one.shape == shape]
+        served = [
+            _Served(checkpoint, verdict, verdict.use, card, settings, release)
+            for checkpoint, verdict in verdicts
+            if verdict.use
+        ]
+        # On the fewest GPUs; of those the one with the most bits, which comes first.
+        fitting = [(need.gpus, one.line(need)) for one in served if (need := one.least)]
+        if fitting:
+            lines.append(min(fitting, key=lambda one: one[0])[1])
         else:
-            without.append(model.why_not())
+            without.append(f"{shape.name}, {_why_not(verdicts, served)}")
     return Launch(release, tuple(lines), tuple(without))
+
+
+def _why_not(verdicts: Sequence[tuple[Checkpoint, Verdict]], served: Sequence[_Served]) -> str:
+    """Why there is no line for a model."""
+    told = [f"{one.format.name}: {verdict.reason}" for one, verdict in verdicts if verdict.reason]
+    told += [one.too_large for one in served]
+    unknown = [
+        one.format.name for one, verdict in verdicts if not verdict.use and not verdict.reason
+    ]
+    if unknown:
+        told.append(f"{', '.join(unknown)}: whether it runs there is not known here")
+    return "; ".join(told)
 
 
 def of_all(
@@ -214,16 +232,15 @@ def newest(launches: Sequence[Launch]) -> Sequence[Launch]:
 
 
 @dataclass(frozen=True)
-class _Model:
-    """A model, where it is to be served."""
+class _Served:
+    """A checkpoint with the settings that are right for it, on GPUs of one kind."""
 
-    shape: Shape
-    card: Card
+    checkpoint: Checkpoint
+    verdict: Verdict
     use: RightSettings
+    card: Card
     settings: Settings
     release: str
-    capability: str
-    judge: Judge
 
     @property
     def cache(self) -> Cache:
@@ -238,57 +255,40 @@ class _Model:
             return (min(asked or self.settings.chunk, self.settings.chunk),)
         return (asked,) if asked else LENGTHS[1:]
 
-    def verdicts(self) -> Iterator[tuple[Checkpoint, Verdict]]:
-        """Of each of its checkpoints."""
-        place = Place(self.use.cell.dtype, self.use.cell.kv_cache_dtype, self.capability)
-        for checkpoint in CHECKPOINTS:
-            if checkpoint.shape == self.shape:
-                yield checkpoint, self.judge(checkpoint, place)
+    @property
+    def weights(self) -> int:
+        """Bytes of the weights."""
+        return self.checkpoint.format.bytes(self.checkpoint.shape, _bits(self.use))
 
-    def fewest(self, checkpoint: Checkpoint, length: int) -> Need | None:
-        """With the fewest GPUs that hold a checkpoint; None if eight do not."""
-        return memory.fewest(
-            self.shape, self.weights(checkpoint), self.cache, length, self.card.memory
-        )
+    def fewest(self, length: int) -> Need | None:
+        """With the fewest GPUs that hold it; None if eight do not."""
+        shape, memory_of_one = self.checkpoint.shape, self.card.memory
+        return memory.fewest(shape, self.weights, self.cache, length, memory_of_one)
 
-    def weights(self, checkpoint: Checkpoint) -> int:
-        """Bytes of a checkpoint's weights."""
-        return checkpoint.format.bytes(self.shape, _bits(self.use))
+    @property
+    def least(self) -> Need | None:
+        """The same, at the least length that a line may have."""
+        return self.fewest(self.lengths[0])
 
-    def line(self) -> Line | None:
-        """The line on the fewest GPUs; of those the one with the most bits."""
-        fitting = [
-            (need, checkpoint, verdict)
-            for checkpoint, verdict in self.verdicts()
-            if verdict.runs and (need := self.fewest(checkpoint, self.lengths[0]))
-        ]
-        if not fitting:
-            return None
-        least, checkpoint, verdict = min(fitting, key=lambda one: one[0].gpus)
-        longer = [(n, self.fewest(checkpoint, n)) for n in self.lengths]
+    def line(self, least: Need) -> Line:
+        """The line, at the greatest length that as many GPUs hold as the `least` needs."""
         length, need = next(
-            (n, need) for n, need in reversed(longer) if need and need.gpus == least.gpus
+            (length, need)
+            for length in reversed(self.lengths)
+            if (need := self.fewest(length)) and need.gpus == least.gpus
         )
-        return Line(checkpoint, verdict.quantization, self.card, self.use, length, self.cache, need)
+        return Line(
+            self.checkpoint, self.verdict.quantization, self.card, self.use, length, self.cache,
+            need,
+        )  # fmt: skip
 
-    def why_not(self) -> str:
-        """Why there is no line."""
-        verdicts = list(self.verdicts())
-        told = [
-            f"{one.format.name}: {verdict.reason}"
-            for one, verdict in verdicts
-            if verdict.runs is False
-        ]
-        for one in (one for one, verdict in verdicts if verdict.runs):
-            told.append(
-                f"{one.format.name}: {_gib(self.weights(one))} of weights and a KV cache of "
-                f"{self.lengths[0]} tokens do not fit on eight {self.card} "
-                f"({_gib(self.card.memory)})"
-            )
-        unknown = [one.format.name for one, verdict in verdicts if verdict.runs is None]
-        if unknown:
-            told.append(f"{', '.join(unknown)}: whether it runs there is not known here")
-        return f"{self.shape.name}, {'; '.join(told)}"
+    @property
+    def too_large(self) -> str:
+        """Why it does not fit."""
+        return (
+            f"{self.checkpoint.format.name}: {_gib(self.weights)} of weights and a KV cache of "
+            f"{self.lengths[0]} tokens do not fit on eight {self.card} ({_gib(self.card.memory)})"
+        )
 
 
 def _bits(use: RightSettings) -> int:
