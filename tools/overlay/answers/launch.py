@@ -226,9 +226,15 @@ def of_all(
     return [launch(root, found, settings, answer) for answer in answers]
 
 
-def newest(launches: Sequence[Launch]) -> Sequence[Launch]:
-    """Of several releases the newest that has a line; without one, the newest."""
-    return [one for one in launches if one.lines][-1:] or launches[-1:]
+def newest(
+    root: Path, found: Target, settings: Settings, answers: Sequence[Answer]
+) -> Launch | None:
+    """Of several releases the newest that has a line; without one, the newest; of none, None."""
+    lookups = (launch(root, found, settings, answer) for answer in reversed(answers))
+    first = next(lookups, None)
+    if first is None or first.lines:
+        return first
+    return next((one for one in lookups if one.lines), first)
 
 
 @dataclass(frozen=True)

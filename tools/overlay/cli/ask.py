@@ -102,10 +102,10 @@ def explain_command(
     versions = workspace.versions
     chosen = versions.patched if release is None else (versions.get(release),)
     target, answers = explain.ask(workspace, chosen, named, settings)
-    launches = launch.of_all(workspace.project.root, target, settings, answers)
+    looked_up = workspace.project.root, target, settings, answers
     if as_json:
         told = explain.as_json(target, settings, answers)
-        for one in launches:
+        for one in launch.of_all(*looked_up):
             told["releases"][one.release]["launch"] = launch.as_json(one)
         print_json(told)
         return
@@ -116,7 +116,9 @@ def explain_command(
         _print_lines(explain.lines(answers[0], target.name) if answers else [])
     elif answers:
         _print_answers(answers)
-    _print_launch(launches if release else launch.newest(launches))
+    line = launch.newest(*looked_up)
+    if line:
+        _print_launch(line)
 
 
 @click.command(epilog=EPILOG)
@@ -201,15 +203,14 @@ def _print_lines(lines: Iterable[tuple[str, str]]) -> None:
     out.print(table, soft_wrap=False)
 
 
-def _print_launch(launches: Iterable[launch.Launch]) -> None:
-    for one in launches:
-        for label, text in launch.lines(one):
-            if label == "launch":
-                # Not wrapped: it is to be copied.
-                out.print(f"To launch {one.release}:", markup=False)
-                out.print(f"  {text}", soft_wrap=True, markup=False, highlight=False)
-            else:
-                _wrapped(f"  {text}" if not label else f"{label}: {text}")
+def _print_launch(found: launch.Launch) -> None:
+    for label, text in launch.lines(found):
+        if label == "launch":
+            # Not wrapped: it is to be copied.
+            out.print(f"To launch {found.release}:", markup=False)
+            out.print(f"  {text}", soft_wrap=True, markup=False, highlight=False)
+        else:
+            _wrapped(f"  {text}" if not label else f"{label}: {text}")
 
 
 def _print_answers(answers: Sequence[explain.Answer]) -> None:
