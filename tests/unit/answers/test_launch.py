@@ -213,7 +213,7 @@ def test_why_there_is_no_line() -> None:
     assert newest.without[0].startswith("Scout, unquantised: not in 0.10.2; fp8: not in 0.10.2; w4")
     (oldest, *_) = launches(v100, none_is_known)
     assert oldest.without[0] == (
-        "Scout, unquantised, fp8, w4a16, AWQ: whether it runs there is not known here"
+        "Scout, unquantised, fp8, w4a16, AWQ, GPTQ: whether it runs there is not known here"
     )
     (oldest, *_) = launches(t4, None)
     weights = "202.4 GiB of weights and a KV cache of 32768 tokens"
@@ -263,9 +263,9 @@ def test_cards_are_gpus_that_are_known() -> None:
     assert cards.card_of("", "8.0") == cards.card_of("A100", "8.0")
 
 
-def test_every_model_is_on_the_hub_but_one() -> None:
+def test_every_model_is_on_the_hub_but_ones_own() -> None:
     own = [one for one in CHECKPOINTS if one.name.isupper()]
-    assert [one.format for one in own] == [memory.AWQ]
+    assert [one.format for one in own] == [memory.AWQ, memory.GPTQ]
     for one in CHECKPOINTS:
         assert one in own or one.name.count("/") == 1
 

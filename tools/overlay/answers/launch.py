@@ -39,8 +39,8 @@ class Checkpoint:
     """Its format, as a `Judge` knows it."""
 
 
-#: Those that exist, of a model those with the most bits first. Of Scout in AWQ there is none of the
-#: publishers of the others; one of one's own is served in its place.
+#: Those that exist, of a model those with the most bits first. Of Scout in AWQ and GPTQ none is
+#: known; one of one's own stands for it.
 CHECKPOINTS = (
     Checkpoint(
         "meta-llama/Llama-4-Scout-17B-16E-Instruct", memory.SCOUT, memory.UNQUANTISED, "none"
@@ -53,6 +53,7 @@ CHECKPOINTS = (
         memory.SCOUT, memory.W4A16, "w4a16",
     ),
     Checkpoint("SCOUT-AWQ", memory.SCOUT, memory.AWQ, "awq"),
+    Checkpoint("SCOUT-GPTQ", memory.SCOUT, memory.GPTQ, "gptq"),
     Checkpoint(
         "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8",
         memory.MAVERICK, memory.FP8_EXPERTS, "w8a8-fp8",
@@ -76,7 +77,7 @@ class Verdict:
 Judge = Callable[[Checkpoint], Verdict]
 #: Formats whose experts run in Triton alone below capability 8.0, where Marlin begins, and what
 #: `compiled` calls them.
-ONLY_TRITON = {"awq": "awq-int4"}
+ONLY_TRITON = {"awq": "awq-int4", "gptq": "gptq-int4"}
 
 
 def judge_of(root: Path, found: Target, answer: Answer) -> Judge:
@@ -352,7 +353,7 @@ def weights() -> str:
     """What docs/launch.md has of the weights by format, in Markdown."""
     rows = ["| Weights | Scout | Maverick |", "|---|---|---|"]
     for form in (
-        memory.UNQUANTISED, memory.FP8_EXPERTS, memory.FP8, memory.AWQ, memory.W4A16,
+        memory.UNQUANTISED, memory.FP8_EXPERTS, memory.FP8, memory.GPTQ, memory.AWQ, memory.W4A16,
     ):  # fmt: skip
         sizes = (_gib(form.bytes(shape)) for shape in MODELS)
         rows.append(f"| {form.name} | {' | '.join(sizes)} |")

@@ -148,9 +148,10 @@ class Format(_Model):
 
 
 UNQUANTISED = Format(name="unquantised", bits=None)
-#: A scale of 16 bits for a group of 128 weights; AWQ has a zero point of 4 bits beside it.
+#: A scale of 16 bits for 128 weights; AWQ and GPTQ have a zero point of 4 bits beside it.
 W4A16 = Format(name="w4a16", bits=4 + 16 / 128)
 AWQ = Format(name="AWQ", bits=4 + (16 + 4) / 128)
+GPTQ = Format(name="GPTQ", bits=4 + (16 + 4) / 128)
 #: A scale for an output, which is next to nothing.
 FP8 = Format(name="fp8", bits=8)
 FP8_EXPERTS = Format(name="fp8 experts", bits=8, has_dense=False)
