@@ -276,7 +276,7 @@ def test_the_page_is_what_explain_prints(tmp_path: Path) -> None:
     _, _, lines = rest.partition("<!-- lines -->\n")
     middle = rest[rest.index("\n\n") :].partition("<!-- lines -->\n")[0]
     made = "".join(
-        (head, "<!-- weights -->\n", launch.weights().rstrip(), middle, "<!-- lines -->\n",
+        (head, "<!-- weights -->\n", launch.weights_table().rstrip(), middle, "<!-- lines -->\n",
          launch.page(Workspace.open(Project(ROOT), ROOT / "nowhere")))
     )  # fmt: skip
     (tmp_path / "launch.md").write_text(made, "utf-8")

@@ -505,8 +505,28 @@ def _use_elsewhere(
     kernels = runnable.known(root, release.name).holding(root, release.name, settings.weights)
     if kernels.held and kernels.held.kept is None:
         return None
-    use = nearest(runnable.laid_over(kept, kernels, found.stands_for), cell, settings.chunk)
-    return _with_flag(use, kept, kernels, found, cell, settings.chunk)
+    return _nearest_with(kept, kernels, found, cell, settings.chunk)
+
+
+def right_with(
+    root: Path, release: str, found: Target, settings: Settings, kernels: Kernels
+) -> RightSettings | None:
+    """The nearest settings that are right in a patched release with the weights that `kernels`
+    hold, another --quantization among them; None if there are none.
+
+    Raises:
+        OverlayError: the matrix is missing or damaged, or does not have the settings.
+    """
+    assert found.column is not None
+    kept = matrix.read(matrix.path_of(root, release, "patched"))
+    return _nearest_with(kept, kernels, found, settings.cell(found.column), settings.chunk)
+
+
+def _nearest_with(
+    kept: Matrix, kernels: Kernels, found: Target, cell: Cell, chunk: int
+) -> RightSettings | None:
+    use = nearest(runnable.laid_over(kept, kernels, found.stands_for), cell, chunk)
+    return _with_flag(use, kept, kernels, found, cell, chunk)
 
 
 def _with_flags(

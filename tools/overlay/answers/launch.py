@@ -9,15 +9,25 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overlay.answers import cards, gpus, memory, runnable
+from overlay.answers import cards, memory, runnable, weights
 from overlay.answers.cards import Card
-from overlay.answers.explain import BACKEND, ENGINE, Answer, RightSettings, Settings, Target, ask
-from overlay.answers.matrix import UNSET, computed_dtype
+from overlay.answers.explain import (
+    BACKEND,
+    ENGINE,
+    Answer,
+    RightSettings,
+    Settings,
+    Target,
+    ask,
+    right_with,
+)
+from overlay.answers.matrix import UNSET
 from overlay.answers.memory import GIB, Cache, Format, Need, Shape
+from overlay.answers.runnable import Place
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import ranges
 
@@ -75,34 +85,56 @@ class Verdict:
 
 #: What says so, of a GPU and a release.
 Judge = Callable[[Checkpoint], Verdict]
-#: Formats whose experts run in Triton alone below capability 8.0, where Marlin begins, and what
-#: `compiled` calls them.
-ONLY_TRITON = {"awq": "awq-int4", "gptq": "gptq-int4"}
 
 
-def judge_of(root: Path, found: Target, answer: Answer) -> Judge:
-    """What is kept of weights in a release, and what `explain` answers of unquantised ones.
+def judge_of(root: Path, found: Target, settings: Settings, answer: Answer) -> Judge:
+    """What is kept of weights in a release, and what `explain` answers of those asked about.
 
     The one place that knows where that is.
 
     Raises:
-        OverlayError: a file is damaged.
+        OverlayError: a file is missing or damaged.
     """
-    compiled = runnable.known(root, answer.release.name).compiled
+    release = answer.release.name
 
     def judge(checkpoint: Checkpoint) -> Verdict:
-        use = answer.patched.use
-        if checkpoint.format == memory.UNQUANTISED:
+        shape = checkpoint.shape
+        given = settings.weights
+        if given is None and checkpoint.format == memory.UNQUANTISED:
             # What the matrix is of; Triton's kernels for it are laid over it.
+            use = answer.patched.use
             return Verdict(use, "" if use else "no settings are right on this GPU")
-        kind = ONLY_TRITON.get(checkpoint.kind)
-        if use and compiled and kind and gpus.version(found.capability) < gpus.version("8.0"):
-            dtype = computed_dtype(use.cell.dtype, found.capability)
-            launch = compiled.answer("fused_moe", kind, dtype, found.capability)
-            return Verdict(None, "" if launch is None or launch.runs else launch.reason)
-        return Verdict(None)
+        if given is None:
+            asked = weights.Asked(checkpoint.kind, experts=shape.experts)
+        elif given.checkpoint == checkpoint.kind:
+            asked = replace(given, experts=shape.experts)
+        else:
+            return Verdict(None, "other weights are asked about")
+        kernels = runnable.known(root, release)
+        held = kernels.holding(root, release, asked)
+        if held.held is None or held.held.kept is None:
+            return Verdict(None)
+        use = right_with(root, release, found, settings, held)
+        if use is None:
+            return Verdict(None, "no settings are right on this GPU")
+        asked = replace(asked, quantization=_flag(use, asked.quantization))
+        place = Place(use.cell.dtype, use.cell.kv_cache_dtype, found.capability)
+        if kernels.holding(root, release, asked).unknown(place):
+            return Verdict(None)
+        return Verdict(use, quantization=asked.quantization)
 
     return judge
+
+
+def _flag(use: RightSettings, given: str) -> str:
+    """`--quantization` of settings that are right; empty if it need not be given."""
+    for change in use.changes:
+        if change == weights.NO_FLAG:
+            return ""
+        name, _, value = change.partition(" ")
+        if name == weights.FLAG.split()[0]:
+            return value
+    return given
 
 
 @dataclass(frozen=True)
@@ -150,10 +182,10 @@ class Line:
     def sum(self) -> str:
         """The arithmetic, in a sentence."""
         need = self.need
-        weights = self.checkpoint.format.bytes(self.checkpoint.shape, _bits(self.use))
+        size = self.checkpoint.format.bytes(self.checkpoint.shape, _bits(self.use))
         spread = f", {_gib(need.weights)} on each" if need.gpus > 1 else ""
         return (
-            f"{need.gpus} x {self.card} ({_gib(self.card.memory)}): weights {_gib(weights)}"
+            f"{need.gpus} x {self.card} ({_gib(self.card.memory)}): weights {_gib(size)}"
             f"{spread}; {self.caches}; {_gib(memory.RESERVE)} allowed for the rest"
         )
 
@@ -190,7 +222,7 @@ def launch(
     card = cards.card_of(found.name, found.capability)
     if card is None:
         return Launch(release, without=(f"how much memory {found} has is not known here",))
-    judge = judge or judge_of(root, found, answer)
+    judge = judge or judge_of(root, found, settings, answer)
     lines, without = list[Line](), list[str]()
     for shape in MODELS:
         verdicts = [(one, judge(one)) for one in CHECKPOINTS if one.shape == shape]
@@ -349,7 +381,7 @@ ON_PAGE = (
 )  # fmt: skip
 
 
-def weights() -> str:
+def weights_table() -> str:
     """What docs/launch.md has of the weights by format, in Markdown."""
     rows = ["| Weights | Scout | Maverick |", "|---|---|---|"]
     for form in (
