@@ -12,7 +12,9 @@ from typing import Literal
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import Outcome
 
-Name = Literal["gpu", "cpu stand-ins", "constructed", "start-up", "binaries", "compiled", "sources"]
+Name = Literal[
+    "gpu", "cpu stand-ins", "constructed", "start-up", "layers", "binaries", "compiled", "sources"
+]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ BASES: Mapping[Name, Basis] = {
     "start-up": Basis(
         "cfg", "The release's own start-up was run on a made-up GPU, and came to this."
     ),
+    "layers": Basis(
+        "wts", "The release's own quantised layers were made and run without a GPU, up to kernels."
+    ),
     "binaries": Basis("bin", "Read from the fat binaries of the official wheels."),
     "compiled": Basis("tri", "Triton's kernels were compiled ahead of time, without a GPU."),
     "sources": Basis("src", "Not computed; written in the sources of what is launched, or seen."),
@@ -43,6 +48,7 @@ BASES: Mapping[Name, Basis] = {
 _OF_MATRIX: Mapping[str, Name] = {
     "measured": "cpu stand-ins",
     "constructed": "constructed",
+    "layers": "layers",
     "binaries": "binaries",
     "compiled": "compiled",
     "": "start-up",
@@ -68,6 +74,7 @@ def known_from(outcome: Outcome) -> str:
         "constructed": "the layers were constructed, not computed",
         "binaries": "read from the fat binaries of the official wheels",
         "compiled": "compiled ahead of time, without a GPU",
+        "layers": "the release's own layers, constructed and run without a GPU up to the kernels",
     }
     return known.get(outcome.basis, f"not computed; known from {outcome.basis}")
 

@@ -241,14 +241,14 @@ def launch(
 
 
 def _why_not(verdicts: Sequence[tuple[Checkpoint, Verdict]], served: Sequence[_Served]) -> str:
-    """Why there is no line for a model."""
-    told = [f"{one.format.name}: {verdict.reason}" for one, verdict in verdicts if verdict.reason]
-    told += [one.too_large for one in served]
-    unknown = [
-        one.format.name for one, verdict in verdicts if not verdict.use and not verdict.reason
-    ]
-    if unknown:
-        told.append(f"{', '.join(unknown)}: whether it runs there is not known here")
+    """Why there is no line for a model: formats of which the same is to be said, together."""
+    by_reason: dict[str, list[str]] = {}
+    for checkpoint, verdict in verdicts:
+        if not verdict.use:
+            reason = verdict.reason or "whether it runs there is not known here"
+            by_reason.setdefault(reason, []).append(checkpoint.format.name)
+    told = [one.too_large for one in served]
+    told += [f"{', '.join(names)}: {reason}" for reason, names in by_reason.items()]
     return "; ".join(told)
 
 
