@@ -12,9 +12,7 @@ from typing import Literal
 from overlay.answers.evidence import Run
 from overlay.answers.matrix import Outcome
 
-Name = Literal[
-    "gpu", "cpu stand-ins", "constructed", "start-up", "layers", "binaries", "compiled", "sources"
-]
+Name = Literal["gpu", "cpu stand-ins", "constructed", "start-up", "binaries", "compiled", "sources"]
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,6 @@ BASES: Mapping[Name, Basis] = {
     "start-up": Basis(
         "cfg", "The release's own start-up was run on a made-up GPU, and came to this."
     ),
-    "layers": Basis(
-        "wts", "The release's own quantised layers were made and run without a GPU, up to kernels."
-    ),
     "binaries": Basis("bin", "Read from the fat binaries of the official wheels."),
     "compiled": Basis("tri", "Triton's kernels were compiled ahead of time, without a GPU."),
     "sources": Basis("src", "Not computed; written in the sources of what is launched, or seen."),
@@ -48,7 +43,6 @@ BASES: Mapping[Name, Basis] = {
 _OF_MATRIX: Mapping[str, Name] = {
     "measured": "cpu stand-ins",
     "constructed": "constructed",
-    "layers": "layers",
     "binaries": "binaries",
     "compiled": "compiled",
     "": "start-up",
