@@ -7,19 +7,16 @@ and patched: no patch changes a kernel or its launcher, and a test holds that.
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from overlay.answers.matrix import FOLDER, Runs, compress, expand, line, settle_text
-from overlay.base import plain_file
-from overlay.base.errors import Exit, OverlayError, said
-from overlay.base.models import first_problem
+from overlay.answers import kept
+from overlay.answers.matrix import FOLDER, Runs, compress, expand, settle_text
 
 SCHEMA = 1
 AGAIN = "Make it again: vllm-overlay matrix RELEASE --triton"
@@ -171,30 +168,18 @@ def read(root: Path, release: str) -> Compiled:
         OverlayError: nothing is, or the file is damaged.
     """
     path = path_of(root, release)
-    try:
-        raw = json.loads(plain_file.read(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OverlayError(f"cannot read {path}", said(error), AGAIN, Exit.USAGE) from error
-    return _validated(raw, str(path))
+    return _validated(kept.load(path, AGAIN), str(path))
 
 
 def _validated(raw: object, where: str) -> Compiled:
-    try:
-        return Compiled.model_validate(raw)
-    except ValidationError as error:
-        raise OverlayError(
-            f"{where} is not of Triton's kernels", first_problem(error), AGAIN, Exit.USAGE
-        ) from error
+    return kept.validated(Compiled, raw, f"{where} is not of Triton's kernels", AGAIN)
 
 
 def dumps(compiled: Compiled) -> str:
     """The text of a file: a GPU, an outcome or a row a line."""
     head = {"schema": SCHEMA, **compiled.model_dump(include={"release", "triton"})}
-    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-    for name in ("gpus", "outcomes", "rows"):
-        lines = [line(item) for item in getattr(compiled, name)]
-        fields.append(f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]")
-    return "{\n" + ",\n".join(fields) + "\n}\n"
+    tables = {"gpus": compiled.gpus, "outcomes": compiled.outcomes, "rows": compiled.rows}
+    return kept.dumps(head, tables)
 
 
 def path_of(root: Path, release: str) -> Path:

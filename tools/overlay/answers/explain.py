@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -505,26 +505,18 @@ def _use_elsewhere(
     kernels = runnable.known(root, release.name).holding(root, release.name, settings.weights)
     if kernels.held and kernels.held.kept is None:
         return None
-    return _nearest_with(kept, kernels, found, cell, settings.chunk)
+    return nearest_with(kept, kernels, found, cell, settings.chunk)
 
 
-def right_with(
-    root: Path, release: str, found: Target, settings: Settings, kernels: Kernels
-) -> RightSettings | None:
-    """The nearest settings that are right in a patched release with the weights that `kernels`
-    hold, another --quantization among them; None if there are none.
-
-    Raises:
-        OverlayError: the matrix is missing or damaged, or does not have the settings.
-    """
-    assert found.column is not None
-    kept = matrix.read(matrix.path_of(root, release, "patched"))
-    return _nearest_with(kept, kernels, found, settings.cell(found.column), settings.chunk)
-
-
-def _nearest_with(
+def nearest_with(
     kept: Matrix, kernels: Kernels, found: Target, cell: Cell, chunk: int
 ) -> RightSettings | None:
+    """The nearest settings that are right in a release, as the matrix has it kept, with the weights
+    that `kernels` hold, another --quantization among them; None if there are none.
+
+    Raises:
+        OverlayError: the matrix does not have the settings.
+    """
     use = nearest(runnable.laid_over(kept, kernels, found.stands_for), cell, chunk)
     return _with_flag(use, kept, kernels, found, cell, chunk)
 
@@ -712,22 +704,26 @@ def summary(answers: Sequence[Answer]) -> str:
 
 def other_faults(answers: Sequence[Answer]) -> list[str]:
     """What else is wrong in stock of several releases, in their order: a sentence a fault."""
-    order = [one.release.name for one in answers]
-    by_fault: dict[str, list[str]] = {}
-    for one in answers:
-        for fault in one.other_faults:
-            by_fault.setdefault(fault, []).append(one.release.name)
-    return [f"Stock {ranges(names, order)}: {fault}." for fault, names in by_fault.items()]
+    found = _by_words(answers, lambda one: one.other_faults)
+    return [f"Stock {names}: {fault}." for fault, names in found]
 
 
 def unknown(answers: Sequence[Answer]) -> list[str]:
     """What is not known of several releases, in their order: a sentence each."""
+    found = _by_words(answers, lambda one: one.unknown)
+    return [f"Not known of {names}: {words}." for words, names in found]
+
+
+def _by_words(
+    answers: Sequence[Answer], told: Callable[[Answer], Iterable[str]]
+) -> Iterator[tuple[str, str]]:
+    """What is told of releases, in their order, and of which."""
     order = [one.release.name for one in answers]
     by_words: dict[str, list[str]] = {}
     for one in answers:
-        for words in one.unknown:
+        for words in told(one):
             by_words.setdefault(words, []).append(one.release.name)
-    return [f"Not known of {ranges(names, order)}: {words}." for words, names in by_words.items()]
+    return ((words, ranges(names, order)) for words, names in by_words.items())
 
 
 def _by_changes(

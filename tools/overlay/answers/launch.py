@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from overlay.answers import cards, memory, runnable, weights
+from overlay.answers import cards, matrix, memory, weights
 from overlay.answers.cards import Card
 from overlay.answers.explain import (
     BACKEND,
@@ -23,11 +23,11 @@ from overlay.answers.explain import (
     Settings,
     Target,
     ask,
-    right_with,
+    nearest_with,
 )
 from overlay.answers.matrix import UNSET
 from overlay.answers.memory import GIB, Cache, Format, Need, Shape
-from overlay.answers.runnable import Place
+from overlay.answers.runnable import Place, known
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import ranges
 
@@ -95,7 +95,9 @@ def judge_of(root: Path, found: Target, settings: Settings, answer: Answer) -> J
     Raises:
         OverlayError: a file is missing or damaged.
     """
-    release = answer.release.name
+    assert found.column is not None
+    release, cell = answer.release.name, settings.cell(found.column)
+    kept, kernels = matrix.read(matrix.path_of(root, release, "patched")), known(root, release)
 
     def judge(checkpoint: Checkpoint) -> Verdict:
         shape = checkpoint.shape
@@ -110,16 +112,15 @@ def judge_of(root: Path, found: Target, settings: Settings, answer: Answer) -> J
             asked = replace(given, experts=shape.experts)
         else:
             return Verdict(None, "other weights are asked about")
-        kernels = runnable.known(root, release)
-        held = kernels.holding(root, release, asked)
-        if held.held is None or held.held.kept is None:
+        held = weights.hold(root, release, asked)
+        if held is None or held.kept is None:
             return Verdict(None)
-        use = right_with(root, release, found, settings, held)
+        use = nearest_with(kept, replace(kernels, held=held), found, cell, settings.chunk)
         if use is None:
             return Verdict(None, "no settings are right on this GPU")
         asked = replace(asked, quantization=_flag(use, asked.quantization))
         place = Place(use.cell.dtype, use.cell.kv_cache_dtype, found.capability)
-        if kernels.holding(root, release, asked).unknown(place):
+        if replace(kernels, held=replace(held, asked=asked)).unknown(place):
             return Verdict(None)
         return Verdict(use, quantization=asked.quantization)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -22,14 +21,11 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
-    ValidationError,
     model_validator,
 )
 
-from overlay.answers import gpus
-from overlay.base import plain_file
-from overlay.base.errors import Exit, OverlayError, said
-from overlay.base.models import first_problem
+from overlay.answers import gpus, kept
+from overlay.base.errors import Exit, OverlayError
 
 SCHEMA = 1
 #: Value of a variable that nobody has set.
@@ -280,24 +276,13 @@ def read(path: Path) -> Matrix:
     Raises:
         OverlayError: there is none, or it is damaged.
     """
-    try:
-        raw = json.loads(plain_file.read(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OverlayError(
-            f"cannot read {path}", said(error), "Make it: vllm-overlay matrix RELEASE --stock",
-            Exit.USAGE,
-        ) from error  # fmt: skip
+    raw = kept.load(path, "Make it: vllm-overlay matrix RELEASE --stock")
     return _validated(raw, str(path))
 
 
 def _validated(raw: object, where: str) -> Matrix:
-    try:
-        return Matrix.model_validate(raw)
-    except ValidationError as error:
-        raise OverlayError(
-            f"{where} is no matrix", first_problem(error),
-            "Make it again: vllm-overlay matrix RELEASE --stock", Exit.USAGE,
-        ) from error  # fmt: skip
+    again = "Make it again: vllm-overlay matrix RELEASE --stock"
+    return kept.validated(Matrix, raw, f"{where} is no matrix", again)
 
 
 def dumps(matrix: Matrix) -> str:
@@ -306,16 +291,7 @@ def dumps(matrix: Matrix) -> str:
         "schema": SCHEMA, "release": matrix.release, "variant": matrix.variant,
         "axes": matrix.axes.model_dump(),
     }  # fmt: skip
-    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-    for name in ("outcomes", "rows"):
-        lines = [line(item) for item in getattr(matrix, name)]
-        fields.append(f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]")
-    return "{\n" + ",\n".join(fields) + "\n}\n"
-
-
-def line(item: BaseModel) -> str:
-    """The text of an item, in a line of one of the folder's files."""
-    return json.dumps(item.model_dump(exclude_defaults=True), ensure_ascii=False)
+    return kept.dumps(head, {"outcomes": matrix.outcomes, "rows": matrix.rows})
 
 
 def path_of(root: Path, release: str, variant: Variant) -> Path:

@@ -8,16 +8,15 @@ patch changes how weights are held, and a test holds that.
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from overlay.answers import gpus
+from overlay.answers import gpus, kept
 from overlay.answers.binaries import Binaries
 from overlay.answers.compiled import Compiled
 from overlay.answers.matrix import (
@@ -27,12 +26,9 @@ from overlay.answers.matrix import (
     compress,
     computed_dtype,
     expand,
-    line,
     settle_text,
 )
-from overlay.base import plain_file
-from overlay.base.errors import Exit, OverlayError, said
-from overlay.base.models import first_problem
+from overlay.base.errors import Exit, OverlayError
 from overlay.kernels import needed
 
 SCHEMA = 1
@@ -364,30 +360,17 @@ def read(root: Path, release: str) -> Weights:
         OverlayError: nothing is, or the file is damaged.
     """
     path = path_of(root, release)
-    try:
-        raw = json.loads(plain_file.read(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise OverlayError(f"cannot read {path}", said(error), AGAIN, Exit.USAGE) from error
-    return _validated(raw, str(path))
+    return _validated(kept.load(path, AGAIN), str(path))
 
 
 def _validated(raw: object, where: str) -> Weights:
-    try:
-        return Weights.model_validate(raw)
-    except ValidationError as error:
-        raise OverlayError(
-            f"{where} is not of weights", first_problem(error), AGAIN, Exit.USAGE
-        ) from error
+    return kept.validated(Weights, raw, f"{where} is not of weights", AGAIN)
 
 
 def dumps(weights: Weights) -> str:
     """The text of a file: an outcome or a row a line."""
     head = {"schema": SCHEMA, "release": weights.release, "axes": weights.axes.model_dump()}
-    fields = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in head.items()]
-    for name in ("outcomes", "rows"):
-        lines = [line(item) for item in getattr(weights, name)]
-        fields.append(f'"{name}": [\n  ' + ",\n  ".join(lines) + "\n]")
-    return "{\n" + ",\n".join(fields) + "\n}\n"
+    return kept.dumps(head, {"outcomes": weights.outcomes, "rows": weights.rows})
 
 
 def path_of(root: Path, release: str) -> Path:
