@@ -257,6 +257,12 @@ def at(folder: Path) -> Upstream:
     return Upstream(folder / "served", folder / "overlay", folder / "cache")
 
 
+def copied(template: Path, folder: Path) -> Upstream:
+    """A copy of a made-up upstream, to work on."""
+    shutil.copytree(template, folder, dirs_exist_ok=True)
+    return at(folder)
+
+
 def make_releases(folder: Path, names: tuple[str, ...] = RELEASES) -> Upstream:
     """The releases, with empty series."""
     upstream = at(folder)
@@ -328,15 +334,13 @@ def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture
 def bare_upstream(templates: dict[str, Path], tmp_path: Path) -> Upstream:
     """The releases, with empty series."""
-    shutil.copytree(templates["bare"], tmp_path, dirs_exist_ok=True)
-    return at(tmp_path)
+    return copied(templates["bare"], tmp_path)
 
 
 @pytest.fixture
 def upstream(templates: dict[str, Path], tmp_path: Path) -> Upstream:
     """The releases with one topic, shared: clean on 1.0, at an offset on 1.1."""
-    shutil.copytree(templates["patched"], tmp_path, dirs_exist_ok=True)
-    return at(tmp_path)
+    return copied(templates["patched"], tmp_path)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -26,6 +25,7 @@ from matrix import driver
 from matrix.outcome import place_of
 from regress import fake_cuda, third_party
 from regress.releases import installed_release
+from run_progress import cpu_seconds, say
 
 from . import collect, launches
 from .attempt import Result, attempt, message_of, one_line
@@ -114,17 +114,6 @@ def run(cards: Sequence[Card], jobs: int, known: Results) -> dict[Card, dict[Row
             took = time.monotonic() - start
             say(f"{card.name}: {len(outcomes)} launches, {len(new)} compiled, {took:.0f} s")
     return found
-
-
-def cpu_seconds() -> float:
-    """Return what all processes have computed so far, which other work does not add to."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
-
-
-def say(text: str) -> None:
-    """Tell the tool how far it is."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def document(found: dict[Card, dict[Row, Outcome]]) -> dict[str, Any]:

@@ -9,8 +9,6 @@ import importlib.util
 import json
 import multiprocessing
 import os
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -30,6 +28,7 @@ import torch
 
 from regress import fake_cuda, third_party
 from regress.releases import installed_release
+from run_progress import cpu_seconds, say
 
 from . import driver, limits, measure, probe
 from .cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES, UNSET, Cell, cells, rows
@@ -136,17 +135,6 @@ def run(folder: Path, backends: Sequence[str], jobs: int) -> dict[tuple[Model, C
         else limits.judge(cell, one.dtype, one.key.block_size, computed[one.key])
         for (model, cell), one in found.items()
     }
-
-
-def say(text: str) -> None:
-    """Tell the tool how far it is."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def cpu_seconds() -> float:
-    """Return what all processes have computed so far, which other work does not add to."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def document(backends: Sequence[str], found: dict[tuple[Model, Cell], Outcome]) -> dict[str, Any]:

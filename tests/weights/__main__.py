@@ -8,7 +8,6 @@ import importlib
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from matrix import driver
 from matrix.cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES
 from regress import fake_cuda, third_party
 from regress.releases import installed_release
+from run_progress import cpu_seconds, say
 
 from . import checkpoints, launches, probe
 from .checkpoints import Weights
@@ -136,17 +136,6 @@ def run(folder: Path, chosen: list[Weights], jobs: int) -> dict[Cell, Outcome]:
             found |= part
             say(f"{capability}: {len(part)} cells after {time.monotonic() - start:.0f} s")
     return found
-
-
-def say(text: str) -> None:
-    """Tell the tool how far it is."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def cpu_seconds() -> float:
-    """Return what all processes have computed so far, which other work does not add to."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def document(chosen: list[Weights], found: dict[Cell, Outcome]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from made_upstream import (
     Upstream,
     accept_use_irope,
     accepted,
-    at,
     change,
+    copied,
     git,
     make_releases,
     release,
@@ -53,8 +53,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upstream(template: Path, tmp_path: Path) -> Upstream:
-    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    return at(tmp_path)
+    return copied(template, tmp_path)
 
 
 def rewrite(file: Path, old: str, new: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +16,8 @@ from made_upstream import (
     Ran,
     Upstream,
     accept_use_irope,
-    at,
     change,
+    copied,
     double,
     git,
     make_releases,
@@ -54,8 +53,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upstream(template: Path, tmp_path: Path) -> Upstream:
-    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    return at(tmp_path)
+    return copied(template, tmp_path)
 
 
 def opened(run: Run, upstream: Upstream, release: str) -> Path:

@@ -22,6 +22,7 @@ from made_upstream import (
     accepted,
     at,
     change,
+    copied,
     double,
     git,
     make_releases,
@@ -58,8 +59,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def upstream(template: Path, tmp_path: Path) -> Upstream:
-    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
-    return at(tmp_path)
+    return copied(template, tmp_path)
 
 
 def tree_of(upstream: Upstream, topic: str = "attention-signatures") -> Path:
