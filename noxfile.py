@@ -12,7 +12,7 @@ nox -s "matrix(0.8.3)"       every configuration of a release; `-- --stock` make
                              `-- --triton` what Triton compiles, `-- --weights` what
                              becomes of quantised weights
 nox -s "gpu(0.8.3)"          whole engines of a release, where there is an NVIDIA GPU
-nox -s "build(0.8.3)"        a release's patched wheel in dist/, twice the same and verified
+nox -s "build(0.8.3)"        a release's patched wheels in dist/, twice the same and verified
 nox -s port                  three releases of real history, ported again
 nox -s wheels                every wheel built twice, compared and verified
 nox -s report                dist/report.html
@@ -106,18 +106,22 @@ def port(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Every patched wheel: built twice, byte-identical, verified; `-- --sums FILE` to compare."""
+    """Every patched wheel: built twice, byte-identical, verified; `-- --sums FILE` to compare.
+    And for which GPUs those for 64-bit Arm have code, which `matrix` does for the others."""
     session.install("-e", ".")
     session.run("vllm-overlay", "selfcheck", "--all", *session.posargs)
+    session.run("vllm-overlay", "kernels", "--all", "--platform", "aarch64", "--check")
 
 
 @nox.session(tags=["release"])
 @nox.parametrize("release", PATCHED, ids=PATCHED)
 def build(session: nox.Session, release: str) -> None:
-    """The patched wheel of one release in dist/, built twice more, compared and verified."""
+    """The patched wheels of one release in dist/, built twice more, compared and verified."""
     session.install("-e", ".")
     session.run("vllm-overlay", "selfcheck", release)
     session.run("vllm-overlay", "build", release, *session.posargs)
+    if "aarch64" in VERSIONS["releases"][release]:
+        session.run("vllm-overlay", "build", release, "--platform", "aarch64", *session.posargs)
 
 
 @nox.session(tags=["matrix"])

@@ -253,6 +253,20 @@ def pin(path: Path, key: str, release: str) -> str:
     )
 
 
+def add_arm_wheel(upstream: Upstream, release: str, changes: Mapping[str, str | bytes]) -> Path:
+    """Serve and pin a second official wheel, with `changes` to the files of the first. Returns its
+    file."""
+    of_x86 = upstream.served / f"vllm-{release}-cp38-abi3-manylinux1_x86_64.whl"
+    path = upstream.served / f"vllm-{release}-cp38-abi3-manylinux2014_aarch64.whl"
+    write_wheel(path, release, {**package(release), **changes})
+    toml, before = upstream.root / "VERSIONS.toml", pin(of_x86, "wheel", release)
+    assert before in toml.read_text()
+    added = before + pin(path, "aarch64.wheel", release)
+    toml.write_text(toml.read_text().replace(before, added))
+    upstream.lock()
+    return path
+
+
 def at(folder: Path) -> Upstream:
     return Upstream(folder / "served", folder / "overlay", folder / "cache")
 

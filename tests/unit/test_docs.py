@@ -25,6 +25,7 @@ from made_upstream import (
     Upstream,
     accept_use_irope,
     accepted,
+    add_arm_wheel,
     change,
     double,
     package,
@@ -262,6 +263,12 @@ def test_what_packagers_do_with_another_build(upstream: Upstream) -> None:
     assert (
         f"vllm-1.0+cu118.llama4.1-cp38-abi3-manylinux1_x86_64.whl: verified against {name}" in out
     )
+
+
+def test_what_packagers_do_for_arm(upstream: Upstream) -> None:
+    shell = Shell.make(upstream)
+    add_arm_wheel(upstream, RELEASES["0.10.2"], {"vllm/_C.abi3.so": b"for Arm"})
+    assert "_aarch64.whl: verified\n" in shell.run("docs/packager.md", "arm")
 
 
 def test_what_packagers_do(upstream: Upstream) -> None:

@@ -168,15 +168,42 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
             binaries.read(tmp_path, "0.8.3")
 
 
-@pytest.mark.parametrize("release", PATCHED, ids=[one.name for one in PATCHED])
+BUILDS = [build for release in PATCHED for build in release.builds]
+
+
+@pytest.mark.parametrize("release", BUILDS, ids=[one.asked for one in BUILDS])
 def test_what_is_kept_is_of_the_release(release: versions.Release) -> None:
     """Of the wheel that is pinned, with code for every need, written as the command writes it."""
-    found = kept(release.name)
+    found = binaries.read(ROOT, release.name, release.platform)
     assert (found.wheel.file, found.wheel.sha256) == (release.wheel.file, release.wheel.sha256)
     assert found.torch.version == release.torch
     assert [need.name for need in needed.NEEDS if not found.code_of(need)] == []
-    path = binaries.path_of(ROOT, release.name)
+    path = binaries.path_of(ROOT, release.name, release.platform)
     assert path.read_text("utf-8") == binaries.dumps(found)
+
+
+def test_a_torch_without_cuda_runs_nowhere(run: Run, upstream: Upstream, tmp_path: Path) -> None:
+    """As the package index has it for 64-bit Arm; one that is not known is no obstacle."""
+    serve(upstream, libraries(["7.5", "8.0"], ["8.0"]))
+    wheel = tmp_path / TORCH
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("torch/lib/libtorch_cpu.so", b"none")
+    ran = run("kernels", "1.0", "--keep", "--torch", str(wheel))
+    assert ran.status == 0, ran.err
+    assert "has code for: none\n" in ran.out
+    found = binaries.read(upstream.root, "1.0")
+    assert found.lacking("8.0") == ("torch",)
+    assert found.with_any_torch().lacking("8.0") == ()
+    assert found.with_any_torch().lacking("7.0") != ()
+
+
+def test_what_64_bit_arm_has() -> None:
+    found = binaries.read(ROOT, "0.10.2", "aarch64")
+    assert found.platform == "aarch64"
+    assert found.lacking("9.0") == ("torch",)
+    grace, orin, volta = (found.with_any_torch().lacking(one) for one in ("9.0", "8.7", "7.0"))
+    assert (grace, orin) == ((), ())
+    assert volta
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,8 @@ def explained(
         ),
         (
             ("--gpu", "NVIDIA GH200 480GB", "--release", "0.10.2"),
-            ("its processor is 64-bit Arm", "overlay right, V1 FlashAttention"),
+            ("its processor is 64-bit Arm", "overlay right, V1 FlashAttention",
+             "vllm-overlay build 0.10.2 --platform aarch64", "a torch without CUDA"),
         ),
         (("--gpu", "AMD Instinct MI300X"), ("is not covered", "it runs ROCm")),
         (

@@ -53,5 +53,5 @@ def patch(python: Python, label: str = "", other_build: bool = False) -> str:
 
 def wheel(release: Release, label: str = "") -> str:
     """What puts the patched wheel in the place of a damaged one that was installed."""
-    build = f"vllm-overlay build {'--wheel FILE' if label else release.name}"
+    build = f"vllm-overlay build {'--wheel FILE' if label else release.asked}"
     return f"{build}, and install that wheel with pip's --force-reinstall --no-deps"

@@ -1,4 +1,5 @@
-"""For which GPUs a release has code, from its binaries: matrix/RELEASE.kernels.json.
+"""For which GPUs a release has code, from its binaries: matrix/RELEASE.kernels.json, and for
+64-bit Arm matrix/RELEASE.aarch64.kernels.json.
 
 Read from the official wheel, kernel by kernel, and from the wheel of the torch that it pins
 (`binaries_run`).
@@ -19,7 +20,7 @@ from overlay.base.models import first_problem
 from overlay.kernels import needed
 from overlay.kernels.code import Code
 from overlay.kernels.needed import Need
-from overlay.releases.versions import Sha256
+from overlay.releases.versions import Platform, Sha256, platform_of
 
 SCHEMA: Literal[1] = 1
 
@@ -52,7 +53,8 @@ class Torch(_Model):
     wheel: Wheel
     """That of one Python version."""
     code: tuple[Code, ...]
-    """What its units have: what serves these serves all of it. One, unless units differ."""
+    """What its units have: what serves these serves all of it. One, unless units differ; one
+    without anything is of a torch without CUDA. None: it is not known, and no obstacle."""
 
     def serves(self, capability: str) -> bool:
         """Whether all of it runs on a GPU of that compute capability."""
@@ -68,6 +70,15 @@ class Binaries(_Model):
     wheel: Wheel
     parts: tuple[Part, ...]
     torch: Torch
+
+    @property
+    def platform(self) -> Platform:
+        """What the wheel is for."""
+        return platform_of(self.wheel.file)
+
+    def with_any_torch(self) -> Binaries:
+        """The same with a torch that is not known."""
+        return self.model_copy(update={"torch": self.torch.model_copy(update={"code": ()})})
 
     def code_of(self, need: Need) -> tuple[Code, ...]:
         """The code of a need's kernels, as far as the release has them."""
@@ -120,18 +131,19 @@ def compare_torch(code: tuple[Code, ...], kept: Binaries) -> list[str]:
     return [f"{kept.release}: torch {kept.torch.version} has {found}, which is not what is kept"]
 
 
-def path_of(root: Path, release: str) -> Path:
+def path_of(root: Path, release: str, platform: Platform = "x86_64") -> Path:
     """Where it is kept in the project at `root`."""
-    return root / FOLDER / f"{release}.kernels.json"
+    infix = "" if platform == "x86_64" else f".{platform}"
+    return root / FOLDER / f"{release}{infix}.kernels.json"
 
 
-def read(root: Path, release: str) -> Binaries:
+def read(root: Path, release: str, platform: Platform = "x86_64") -> Binaries:
     """What is kept of a release.
 
     Raises:
         OverlayError: there is nothing, or the file is damaged.
     """
-    path = path_of(root, release)
+    path = path_of(root, release, platform)
     try:
         return Binaries.model_validate_json(plain_file.read(path))
     except (OSError, ValueError) as error:
@@ -155,4 +167,4 @@ def write(root: Path, binaries: Binaries) -> Path:
     Raises:
         OverlayError: the folder can't be written.
     """
-    return write_text(path_of(root, binaries.release), dumps(binaries))
+    return write_text(path_of(root, binaries.release, binaries.platform), dumps(binaries))

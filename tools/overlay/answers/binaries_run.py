@@ -70,7 +70,7 @@ def _require_all(wheel: Path, parts: Iterable[Part]) -> None:
 
 
 def of_torch(wheel: Path, folder: Path, progress: Progress) -> Torch:
-    """What a torch wheel has.
+    """What a torch wheel has; nothing, if it is built without CUDA.
 
     Raises:
         OverlayError: it is none, or damaged.
@@ -82,11 +82,15 @@ def of_torch(wheel: Path, folder: Path, progress: Progress) -> Torch:
     if name != "torch" or not wheel.is_file():
         raise _no_torch(wheel, "there is no such file" if name == "torch" else f"it is of {name}")
     what = f"{wheel.name}, unpacked"
-    code = [
-        code
-        for _, opened in library.each(wheel, [TORCH], folder, progress, what)
-        for code in _code_of_torch(opened, wheel.name)
-    ]
+    code = (
+        [
+            code
+            for _, opened in library.each(wheel, [TORCH], folder, progress, what)
+            for code in _code_of_torch(opened, wheel.name)
+        ]
+        if library.has(wheel, TORCH)
+        else [Code()]
+    )
     read = Wheel(file=wheel.name, sha256=sha256(wheel))
     return Torch(version=str(version), wheel=read, code=tuple(code))
 
@@ -145,9 +149,10 @@ _HOW = "Pass --torch with the wheel that 'pip download --no-deps torch=={}' fetc
 
 def _kept_torch(workspace: Workspace, release: Release) -> Torch:
     root = workspace.project.root
+    platform = release.platform
     for other in (release, *workspace.versions.patched):
-        if other.torch == release.torch and binaries.path_of(root, other.name).is_file():
-            return binaries.read(root, other.name).torch
+        if other.torch == release.torch and binaries.path_of(root, other.name, platform).is_file():
+            return binaries.read(root, other.name, platform).torch
     raise OverlayError(
         f"{release.name}: nothing is kept of torch {release.torch}", "it is in no release's file",
         _HOW.format(release.torch), Exit.USAGE,

@@ -24,7 +24,7 @@ from overlay.wheels.identity import (
     Identity,
     first_known,
     identify,
-    is_of_official_wheel,
+    official_build,
     other_patches,
     version_of,
 )
@@ -96,7 +96,7 @@ def examine(
     asked = [named] if named else list(dict.fromkeys((d.name, d.capability) for d in used))
     answers, found_stack = list[tuple[Target, Answer | None]](), Stack(Kernels())
     try:
-        found_stack = _stack(workspace, identity, python)
+        found_stack = _stack(workspace, identity, installed, python)
         answers = _answers(workspace, identity, asked, settings, found_stack.kernels)
     except OverlayError as error:
         to_change.append(f"{error.what}: {error.why}. {error.fix}")
@@ -125,11 +125,27 @@ def _identity(workspace: Workspace, installed: Installed | None) -> Identity:
     return identify(named if installed.is_in_place else installed.version, workspace.versions)
 
 
-def _stack(workspace: Workspace, identity: Identity, python: Python) -> Stack:
+def _stack(
+    workspace: Workspace, identity: Identity, installed: Installed | None, python: Python
+) -> Stack:
     """What the kernels of the release come to with the torch and the Triton that are there."""
-    if identity.release is None:
+    if identity.release is None or installed is None:
         return Stack(Kernels())
-    return stack.look(python, runnable.known(workspace.project.root, identity.release.name))
+    build = _build(installed, identity.release)
+    known = runnable.known(workspace.project.root, build.name, build.platform)
+    return stack.look(python, known)
+
+
+def _build(installed: Installed, release: Release) -> Release:
+    """The release as the official wheel that is installed, or was patched; x86_64's if that can't
+    be told."""
+    if build := official_build(installed.bill, release):
+        return build
+    try:
+        found = _matched(installed, release)
+    except ValueError:
+        found = None
+    return found[0] if found else release
 
 
 def _answers(
@@ -227,7 +243,7 @@ def _of_patched(
     local = workspace.versions.local_version(release, identity.label)
     mine, theirs = release.revision or 0, identity.revision or 0
     if theirs < mine:
-        how = advice.wheel(release, identity.label)
+        how = advice.wheel(_build(installed, release), identity.label)
         if installed.is_in_place:
             back = advice.overlay(python, "--revert")
             how = f"{back}, then {advice.patch(python, identity.label)}"
@@ -262,9 +278,10 @@ def _of_files(
         return [why]
     if installed.is_editable:
         return []  # a note says it
+    build = official_build(installed.bill, release)
     found = locked.compare(
-        workspace.versions, release, workspace.patches(release), installed.read, installed.info,
-        label=identity.label, other_build=not is_of_official_wheel(installed.bill, release),
+        workspace.versions, build or release, workspace.patches(release), installed.read,
+        installed.info, label=identity.label, other_build=build is None,
     )  # fmt: skip
     patched = [f"patched files are not as locked: {why}" for why in found.patched]
     return patched + [f"RECORD is not as locked: {why}" for why in found.others]
@@ -283,10 +300,10 @@ def _healing(
     if kept and {*installed.infos} <= {installed.info, kept.info} and not _others(installed, kept):
         return advice.overlay(python, "--repair")
     if not installed.is_in_place:
-        return advice.wheel(release, label)
+        return advice.wheel(_build(installed, release), label)
     if _of_metadata(installed):
         return _replacing(workspace, installed, python)
-    is_other = not is_of_official_wheel(installed.bill, release)
+    is_other = official_build(installed.bill, release) is None
     return advice.anew(python, release, label, other_build=is_other)
 
 
@@ -303,22 +320,22 @@ def _others(installed: Installed, kept: Originals) -> list[str]:
 def _of_stock(installed: Installed, release: Release) -> Iterator[str]:
     """What is wrong with one that has upstream's version and not upstream's files."""
     try:
-        if release.record_python and _match(installed, release) is None:
+        if release.record_python and _matched(installed, release) is None:
             yield "its RECORD does not list upstream's files"
     except ValueError as error:
         yield f"its RECORD can't be read: {error}"
 
 
-def _match(installed: Installed, release: Release) -> Match | None:
-    """How much of what RECORD lists is the official wheel's."""
+def _matched(installed: Installed, release: Release) -> tuple[Release, Match] | None:
+    """Which official wheel RECORD is nearest to, and how much of what it lists is that one's."""
     rows = record.read((installed.read(f"{installed.info}/RECORD") or b"").decode())
     return match(release, record.pins(rows.values(), installed.info))
 
 
-def _match_if_readable(installed: Installed, release: Release) -> Match | None:
+def _match_if_readable(installed: Installed, release: Release) -> tuple[Release, Match] | None:
     """The same; None too where RECORD says nothing of the files."""
     try:
-        return None if installed.is_editable else _match(installed, release)
+        return None if installed.is_editable else _matched(installed, release)
     except ValueError:
         return None
 
@@ -343,9 +360,11 @@ def _patch(
         return "", ""
     found = _match_if_readable(installed, release)
     if found is None:
-        return workspace.versions.local_version(release), f"vllm-overlay build {release.name}"
+        return workspace.versions.local_version(
+            release
+        ), f"vllm-overlay build {_build(installed, release).asked}"
     local = workspace.versions.local_version(release, identity.label)
-    return local, advice.patch(python, identity.label, found != "all")
+    return local, advice.patch(python, identity.label, found[1] != "all")
 
 
 def _of_gpus(

@@ -277,6 +277,25 @@ def _patched(root: Path, release: Release) -> Matrix:
     return runnable.laid_over(kept, runnable.known(root, release.name))
 
 
+def kernels_of(root: Path, build: Release) -> Kernels:
+    """What is kept of the kernels of a build.
+
+    For 64-bit Arm without those of torch: the package index has one without CUDA, so that it is
+    another one.
+
+    Raises:
+        OverlayError: a file is damaged.
+    """
+    kernels = runnable.known(root, build.name, build.platform)
+    return kernels if build.platform == "x86_64" else kernels.with_any_torch()
+
+
+def _build(release: Release, found: Target) -> Release:
+    """The release as the build for what a GPU is sold in; that for x86_64 where there is none."""
+    is_arm = gpus.host(found.name) == "aarch64"
+    return release.on("aarch64") if is_arm and release.aarch64 else release
+
+
 def is_kept(root: Path, release: Release) -> bool:
     """Whether the matrix has a release."""
     return all(matrix.path_of(root, release.name, variant).is_file() for variant in VARIANTS)
@@ -416,18 +435,20 @@ def ask(
     for release, kept in known.items():
         found = target(*gpu, kept["stock"].axes.capability)
         if found.column is not None:
-            kernels_here = kernels or runnable.known(root, release.name)
+            build = _build(release, found)
+            kernels_here = kernels or kernels_of(root, build)
             kernels_here = kernels_here.holding(root, release.name, settings.weights)
             laid = {
                 variant: runnable.laid_over(one, kernels_here, found.stands_for)
                 for variant, one in kept.items()
             }
-            one = _answer(workspace, release, laid, settings, found.column)
+            one = _answer(workspace, build, laid, settings, found.column)
             one = _with_flags(one, kept, kernels_here, found, settings)
             place = settings.place(found.capability)
             besides = _besides(one.patched.outcome, kernels_here, place)
             answers.append(replace(one, besides=besides, unknown=kernels_here.unknown(place)))
-    caveat = gpus.caveat(found.name)
+    for_arm = [one.name for one in workspace.versions.patched if one.aarch64]
+    caveat = gpus.caveat(found.name, ranges(for_arm, workspace.versions.releases))
     if caveat:
         found = replace(found, note="; ".join(part for part in (found.note, caveat) if part))
     if any(one.patched.cannot_run for one in answers):
@@ -502,7 +523,7 @@ def _use_elsewhere(
     kept = matrix.read(matrix.path_of(root, release.name, "patched"))
     if kept.outcome_of(replace(cell, flashinfer=False)) is None:
         return None
-    kernels = runnable.known(root, release.name).holding(root, release.name, settings.weights)
+    kernels = kernels_of(root, _build(release, found)).holding(root, release.name, settings.weights)
     if kernels.held and kernels.held.kept is None:
         return None
     return nearest_with(kept, kernels, found, cell, settings.chunk)
@@ -757,7 +778,7 @@ def ways_out(one: Answer) -> list[str]:
 
 def install(one: Answer) -> str:
     """How to have the patched wheel."""
-    return f"vllm=={one.version}: vllm-overlay build {one.release.name}"
+    return f"vllm=={one.version}: vllm-overlay build {one.release.asked}"
 
 
 def as_json(found: Target, settings: Settings, answers: Sequence[Answer]) -> dict[str, Any]:

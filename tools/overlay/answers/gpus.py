@@ -10,6 +10,9 @@ from typing import Literal
 
 from overlay.base.errors import Exit, OverlayError
 
+#: What a GPU is sold in.
+Host = Literal["x86_64", "aarch64", "jetson"]
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -21,7 +24,7 @@ class Gpu:
     """Its compute capability, e.g. 7.5."""
     aliases: tuple[str, ...] = ()
     """Other names that `find` takes."""
-    host: Literal["x86_64", "aarch64", "jetson"] = "x86_64"
+    host: Host = "x86_64"
     """What it is sold in, if that is one: aarch64 with a Grace or GB10 processor, or a Jetson."""
 
 
@@ -52,19 +55,27 @@ def _geforce(capability: str, *numbers: str) -> tuple[Gpu, ...]:
     return tuple(Gpu(f"RTX {number}", capability, (number,)) for number in numbers)
 
 
-#: What is to be known of a host that is no x86_64 server or desktop.
+#: What is to be known of a host that is no x86_64 server or desktop; `{}` are the releases with an
+#: official wheel for it.
 _HOSTS = {
-    "aarch64": "its processor is 64-bit Arm, for which the package index has a wheel of 0.10.2 "
-    "alone, which is not of the tag's sources (vllm/envs.py) and not patched; build one of "
-    "the patched sdist",
+    "aarch64": "its processor is 64-bit Arm. There is a wheel of {} for it (vllm-overlay build "
+    "RELEASE --platform aarch64); others are to be built from source. The package index has no "
+    "xformers and no Triton for it, and a torch without CUDA: this takes it that torch with CUDA "
+    "and its Triton come from PyTorch's own. XFormers backends do not start. Nothing was run on "
+    "one",
     "jetson": "the package index has no wheel for a Jetson; vllm-overlay install --other-build "
     "patches a build that has upstream's Python files. Nothing was run on one",
 }
 
 
-def caveat(name: str) -> str:
-    """What is to be known of the host that the GPU called `name` in the table is sold in."""
-    return next((_HOSTS.get(gpu.host, "") for gpu in GPUS if gpu.name == name), "")
+def host(name: str) -> Host:
+    """What the GPU called `name` in the table is sold in."""
+    return next((gpu.host for gpu in GPUS if gpu.name == name), "x86_64")
+
+
+def caveat(name: str, for_arm: str) -> str:
+    """What is to be known of that host; `for_arm` are the releases with a wheel for aarch64."""
+    return _HOSTS.get(host(name), "").format(for_arm)
 
 
 _TABLE = (

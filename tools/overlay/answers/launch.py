@@ -23,11 +23,12 @@ from overlay.answers.explain import (
     Settings,
     Target,
     ask,
+    kernels_of,
     nearest_with,
 )
 from overlay.answers.matrix import UNSET
 from overlay.answers.memory import GIB, Cache, Format, Need, Shape
-from overlay.answers.runnable import Place, known
+from overlay.answers.runnable import Place
 from overlay.patches.workspace import Workspace
 from overlay.releases.versions import ranges
 
@@ -97,7 +98,8 @@ def judge_of(root: Path, found: Target, settings: Settings, answer: Answer) -> J
     """
     assert found.column is not None
     release, cell = answer.release.name, settings.cell(found.column)
-    kept, kernels = matrix.read(matrix.path_of(root, release, "patched")), known(root, release)
+    kept = matrix.read(matrix.path_of(root, release, "patched"))
+    kernels = kernels_of(root, answer.release)
 
     def judge(checkpoint: Checkpoint) -> Verdict:
         shape = checkpoint.shape

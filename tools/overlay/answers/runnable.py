@@ -27,6 +27,7 @@ from overlay.answers.matrix import (
     expand,
 )
 from overlay.answers.weights import Asked, Held
+from overlay.releases.versions import Platform
 
 #: How the experts are held in a checkpoint that is not quantised.
 UNQUANTISED = "unquantised"
@@ -76,6 +77,10 @@ class Kernels:
             OverlayError: what is kept of them is damaged.
         """
         return replace(self, held=weights.hold(root, release, asked))
+
+    def with_any_torch(self) -> Kernels:
+        """The same with a torch that is not known."""
+        return replace(self, binaries=self.binaries and self.binaries.with_any_torch())
 
     def over(self, outcome: Outcome, place: Place) -> Outcome:
         """The outcome, or that it cannot run, with the reason."""
@@ -163,16 +168,16 @@ class Kernels:
         return None
 
 
-def known(root: Path, release: str) -> Kernels:
+def known(root: Path, release: str, platform: Platform = "x86_64") -> Kernels:
     """What is kept of a release's kernels.
 
     Raises:
         OverlayError: a file is damaged.
     """
-    has_code = binaries.path_of(root, release).is_file()
+    has_code = binaries.path_of(root, release, platform).is_file()
     has_triton = compiled.path_of(root, release).is_file()
     return Kernels(
-        binaries.read(root, release) if has_code else None,
+        binaries.read(root, release, platform) if has_code else None,
         compiled.read(root, release) if has_triton else None,
     )
 

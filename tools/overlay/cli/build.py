@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from platform import machine
 from typing import get_args
 
 import click
@@ -13,11 +14,18 @@ from overlay.answers import explain
 from overlay.base.console import counted, err, log_for, out, print_json
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.output import write
-from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
+from overlay.cli.options import (
+    EPILOG,
+    all_option,
+    json_option,
+    pass_workspace,
+    platform_option,
+    require_names,
+)
 from overlay.patches.tree import check_out
 from overlay.patches.workspace import Workspace
 from overlay.releases.sources import Kind
-from overlay.releases.versions import Release
+from overlay.releases.versions import PLATFORMS, Platform, Release
 from overlay.testing import environment
 from overlay.wheels import sdist, verify
 from overlay.wheels.build import Built, build_from, build_wheel
@@ -28,6 +36,7 @@ from overlay.wheels.build import Built, build_from, build_wheel
 @all_option
 @click.option("--sdist", "kind", flag_value="sdist", help="The source distribution only.")
 @click.option("--wheel", "kind", flag_value="wheel", help="The official wheel only.")
+@platform_option
 @json_option
 @pass_workspace
 def fetch_command(
@@ -35,6 +44,7 @@ def fetch_command(
     releases: tuple[str, ...],
     everything: bool,
     kind: Kind | None,
+    platform: Platform,
     as_json: bool,
 ) -> None:
     """Fetch upstream's files into the cache, checked against VERSIONS.toml.
@@ -43,13 +53,18 @@ def fetch_command(
     Example:
       vllm-overlay fetch 0.8.5.post1 --wheel
       vllm-overlay fetch --all --sdist
+      vllm-overlay fetch 0.10.2 --wheel --platform aarch64
     """
     require_names(releases, everything)
     kinds: tuple[Kind, ...] = (kind,) if kind else ("sdist", "wheel")
     paths = {}
     for release in workspace.versions.select(releases, patched=False):
+        builds = {build.platform: build for build in release.builds}
+        if everything and platform not in builds:
+            continue
+        build = release.on(platform)
         for one in kinds:
-            paths[f"{release.name} {one}"] = str(workspace.fetcher.fetch(release, one, check=True))
+            paths[f"{release.name} {one}"] = str(workspace.fetcher.fetch(build, one, check=True))
     if as_json:
         print_json(paths)
     else:
@@ -105,6 +120,7 @@ def apply_command(
     type=click.Path(path_type=Path),
     help="Repack this wheel in place of the official one: another build of a release.",
 )
+@platform_option
 @click.option("--out", "folder", default="dist", type=click.Path(path_type=Path), show_default=True)
 @click.option("--sdist", "as_sdist", is_flag=True, help="Write the patched sdist, no wheel.")
 @click.option("--source", is_flag=True, help="Compile the patched sdist instead of repacking.")
@@ -118,6 +134,7 @@ def build_command(
     workspace: Workspace,
     release: str | None,
     wheel: Path | None,
+    platform: Platform,
     folder: Path,
     as_sdist: bool,
     source: bool,
@@ -133,6 +150,7 @@ def build_command(
     \b
     Example:
       vllm-overlay build 0.8.5.post1
+      vllm-overlay build 0.10.2 --platform aarch64
       vllm-overlay build --wheel vllm-0.8.5.post1+cu118-cp38-abi3-manylinux1_x86_64.whl
       vllm-overlay build 0.8.5.post1 --source --target empty
     """
@@ -140,6 +158,10 @@ def build_command(
         raise click.UsageError("--source goes with --target, and neither with --sdist")
     if (wheel is None) is (release is None):
         raise click.UsageError("name a release, or a wheel of one with --wheel")
+    if platform != PLATFORMS[0] and (source or as_sdist or wheel is not None):
+        raise click.UsageError("--platform says which official wheel: it goes with a release alone")
+    if check_import and platform != PLATFORMS[0] and platform != machine():
+        raise click.UsageError(f"a wheel for {platform} can't be imported on {machine()}")
     absolute = folder.absolute()
     if wheel is not None:
         if source or as_sdist:
@@ -148,7 +170,7 @@ def build_command(
         one = verify.release_of(workspace, built.path)
     else:
         assert release is not None
-        one = workspace.versions.get_patched(release)
+        one = workspace.versions.get_patched(release).on(platform)
         built = _build(workspace, one, absolute, as_sdist, target)
     if check_import and not as_sdist:
         said = environment.import_check(
@@ -260,6 +282,8 @@ def selfcheck_command(
 ) -> None:
     """Build each wheel twice, compare the bytes and verify them; the wheels are not kept.
 
+    Of a release with official wheels for two platforms, both.
+
     \b
     Example:
       vllm-overlay selfcheck 0.8.3 0.10.2
@@ -268,7 +292,8 @@ def selfcheck_command(
     require_names(releases, everything)
     found: dict[str, str] = {}
     wrong = 0
-    for one in workspace.versions.select(releases, patched=True):
+    chosen = workspace.versions.select(releases, patched=True)
+    for one in (build for release in chosen for build in release.builds):
         first, problems = _twice(workspace, one)
         for problem in problems:
             err.print(f"{one.name}: {problem}", style="red", markup=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from platform import machine
 
 import click
 from rich.table import Table
@@ -12,19 +13,27 @@ from overlay.answers import binaries, binaries_run, gpus
 from overlay.answers.binaries import Binaries
 from overlay.base.console import err, out, print_json
 from overlay.base.errors import Exit
-from overlay.cli.options import EPILOG, all_option, json_option, pass_workspace, require_names
+from overlay.cli.options import (
+    EPILOG,
+    all_option,
+    json_option,
+    pass_workspace,
+    platform_option,
+    require_names,
+)
 from overlay.kernels.needed import NEEDS, QUANTISED
 from overlay.patches.workspace import Workspace
 from overlay.releases.uv import UvCache
-from overlay.releases.versions import Release
+from overlay.releases.versions import Platform, Release
 
 
 @click.command(epilog=EPILOG)
 @click.argument("releases", nargs=-1)
 @all_option
+@platform_option
 @click.option("--torch", metavar="WHEEL", type=click.Path(path_type=Path),
               help="Read torch from it; else what is kept of that version counts.")  # fmt: skip
-@click.option("--keep", is_flag=True, help="Keep it in matrix/RELEASE.kernels.json.")
+@click.option("--keep", is_flag=True, help="Keep it in matrix/.")
 @click.option("--check", is_flag=True, help="Demand what matrix/ has; write nothing.")
 @json_option
 @pass_workspace
@@ -32,6 +41,7 @@ def kernels_command(
     workspace: Workspace,
     releases: tuple[str, ...],
     everything: bool,
+    platform: Platform,
     torch: Path | None,
     keep: bool,
     check: bool,
@@ -48,20 +58,24 @@ def kernels_command(
     Example:
       vllm-overlay kernels 0.8.5.post1
       vllm-overlay kernels 0.10.2 --keep --torch torch-2.8.0-cp312-cp312-manylinux_2_28_x86_64.whl
+      vllm-overlay kernels 0.10.2 --platform aarch64 --check
     """
     require_names(releases, everything)
     if keep and check:
         raise click.UsageError("--check writes nothing: it does not go with --keep")
     root, made, problems = workspace.project.root, list[Binaries](), list[str]()
-    for one in workspace.versions.select(releases, patched=True):
+    chosen = workspace.versions.select(releases, patched=True)
+    builds = [build for one in chosen for build in one.builds if build.platform == platform]
+    for one in builds if everything else [one.on(platform) for one in chosen]:
         made.append(binaries_run.make(workspace, one, torch))
         if keep:
             path = binaries.write(root, made[-1])
             err.print(f"{path.relative_to(root)}: written", markup=False)
         elif check:
-            kept = binaries.read(root, one.name)
+            kept = binaries.read(root, one.name, platform)
             problems += binaries.compare(made[-1], kept)
-            problems += [] if torch else _compare_unpacked(workspace, one, kept)
+            if not torch and platform == machine():
+                problems += _compare_unpacked(workspace, one, kept)
     if as_json:
         print_json(
             {"releases": [each.model_dump(by_alias=True) for each in made], "problems": problems}

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from overlay.releases.versions import PLATFORMS
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -35,6 +37,14 @@ review_option = click.option(
     metavar="FILE",
     type=click.Path(path_type=Path),
     help="Write the range-diff to FILE as Markdown, for a pull request.",
+)
+#: The parameter is a `versions.Platform`.
+platform_option = click.option(
+    "--platform",
+    type=click.Choice(PLATFORMS),
+    default=PLATFORMS[0],
+    show_default=True,
+    help="Which of the official wheels: there is one for 64-bit Arm of some releases.",
 )
 all_option = click.option("--all", "everything", is_flag=True, help="Every release.")
 

@@ -170,7 +170,8 @@ def require_build(target: Target, release: Release, python: Python, *, other_bui
             "its RECORD is not the official wheel's: it is a changed build",
             f"Install upstream's: {advice.upstreams(python, release)}",
         )
-    origin = Origin.installed(release, target.version, found)
+    build, how = found
+    origin = Origin.installed(build, target.version, how)
     if not origin.is_official and not other_build:
         raise target.refused(
             "its Python files are upstream's, its other files those of another build than the "

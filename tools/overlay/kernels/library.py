@@ -87,6 +87,19 @@ def each(
         raise broken(wheel.name, str(error)) from error
 
 
+def has(wheel: Path, name: str) -> bool:
+    """Whether a wheel has a library.
+
+    Raises:
+        OverlayError: the wheel is damaged.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            return name in archive.namelist()
+    except zipfile.BadZipFile as error:
+        raise broken(wheel.name, str(error)) from error
+
+
 def _unpack(archive: zipfile.ZipFile, name: str, out: IO[bytes], advance: Advance) -> None:
     """Copy a member, which is checked against its CRC."""
     with archive.open(name) as member:

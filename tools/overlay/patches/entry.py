@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 from overlay.releases import versions
 from overlay.releases.versions import PinnedFile, Release
 
+_OF_BUILD = ("record", "record_python", "record_source", "patched_sha256", "patched_size")
 _HEADER = re.compile(r'^\[releases\."(?P<name>[^"]+)"\]', re.MULTILINE)
 
 
@@ -54,17 +55,25 @@ def _lines(release: Release) -> Iterator[str]:
     yield f'[releases."{release.name}"]'
     keys = ("tag", "status", "revision", "series", "requires_python", "torch", "xformers",
             "constraints", "overrides", "upstream_tree", "tree",
-            "files", "record", "record_python", "record_source", "patched_sha256",
-            "patched_size")  # fmt: skip
+            "files", *_OF_BUILD)  # fmt: skip
     for key in keys:
         value = getattr(release, key)
         if value not in (None, ()):
             yield f"{key} = {_value(value)}"
-    for kind in ("sdist", "wheel"):
-        file: PinnedFile = getattr(release, kind)
-        yield f'[releases."{release.name}".{kind}]'
-        for key in ("file", "sha256", "size"):
-            yield f"{key} = {_value(getattr(file, key))}"
+    yield from _file(release, "sdist", release.sdist)
+    yield from _file(release, "wheel", release.wheel)
+    if release.aarch64:
+        yield f'[releases."{release.name}".aarch64]'
+        for key in _OF_BUILD:
+            if (value := getattr(release.aarch64, key)) is not None:
+                yield f"{key} = {_value(value)}"
+        yield from _file(release, "aarch64.wheel", release.aarch64.wheel)
+
+
+def _file(release: Release, table: str, file: PinnedFile) -> Iterator[str]:
+    yield f'[releases."{release.name}".{table}]'
+    for key in ("file", "sha256", "size"):
+        yield f"{key} = {_value(getattr(file, key))}"
 
 
 def _value(value: object) -> str:

@@ -4,8 +4,10 @@ only."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import tomlkit
@@ -29,6 +31,7 @@ class Change:
 
     release: str
     key: str
+    """With the table that it stands in, if that is not the release's own: aarch64.record."""
     old: str | int
     new: str | int
 
@@ -63,15 +66,33 @@ def compute(
         found.append(Change(release.name, "upstream_tree", release.upstream_tree, base))
         if release.tree is not None:
             found += of_result(workspace, result)
-        if release.is_patched and None in _pins(release).values():
-            found += _record(release, record_of(workspace, release))
         if release.is_patched:
-            now = {"patched_sha256": None, **{change.key: change.new for change in found}}
-            if built := sum_of(workspace, release.model_copy(update=now)):
-                found += _sum(release, *built)
+            now = {change.key: change.new for change in found}
+            for build in release.model_copy(update=now).builds:
+                found += _of_build(workspace, build, record_of, sum_of)
         changes += found
         done(release.name)
     return changes
+
+
+def _of_build(
+    workspace: Workspace, build: Release, record_of: RecordOf, sum_of: SumOf
+) -> Iterator[Change]:
+    """The fields that speak of an official wheel and the patched one."""
+    locked = _pins(build)
+    if None in locked.values():
+        digests = dict(zip(locked, record_of(workspace, build), strict=True))
+        yield from (_change(build, key, locked[key], new) for key, new in digests.items())
+        build = build.model_copy(update=digests)
+    if built := sum_of(workspace, build.model_copy(update={"patched_sha256": None})):
+        sha256, size = built
+        yield _change(build, "patched_sha256", build.patched_sha256, sha256)
+        yield _change(build, "patched_size", build.patched_size, size)
+
+
+def _change(build: Release, key: str, old: str | int | None, new: str | int) -> Change:
+    table = "" if build.platform == "x86_64" else f"{build.platform}."
+    return Change(build.name, table + key, old or "none", new)
 
 
 def of_result(workspace: Workspace, result: Result) -> list[Change]:
@@ -92,27 +113,18 @@ def _pins(release: Release) -> dict[str, str | None]:
     }
 
 
-def _record(release: Release, digests: tuple[str, str, str]) -> list[Change]:
-    pairs = zip(_pins(release).items(), digests, strict=True)
-    return [Change(release.name, key, old or "none", new) for (key, old), new in pairs]
-
-
-def _sum(release: Release, sha256: str, size: int) -> list[Change]:
-    return [
-        Change(release.name, "patched_sha256", release.patched_sha256 or "none", sha256),
-        Change(release.name, "patched_size", release.patched_size or "none", size),
-    ]
-
-
 def render(path: Path, changes: Iterable[Change]) -> str:
     """The text of the VERSIONS.toml at `path` with `changes`, comments and order kept."""
     document = tomlkit.parse(path.read_text("utf-8"))
     releases = document["releases"]
     assert isinstance(releases, Mapping)
     for change in changes:
-        releases[change.release][change.key] = change.new
+        *tables, key = change.key.split(".")
+        place = reduce(getitem, tables, releases[change.release])
+        place[key] = change.new
     # tomlkit sets a new key off from the tables below it.
-    return re.sub(r'\n\n(\[releases\."[^"]+"\.sdist\])', r"\n\1", tomlkit.dumps(document))
+    below = r'\n\n(\[releases\."[^"]+"\.(?:sdist|aarch64\.wheel)\])'
+    return re.sub(below, r"\n\1", tomlkit.dumps(document))
 
 
 def write(path: Path, changes: Iterable[Change]) -> None:

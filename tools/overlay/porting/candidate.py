@@ -30,7 +30,14 @@ from overlay.patches.series import PatchPath, parse_path, patch_files
 from overlay.patches.threeway import Merge
 from overlay.patches.tree import UNKNOWN_TREE, Applied
 from overlay.patches.workspace import Workspace
-from overlay.releases.versions import FILE_NAME, PinnedFile, Release, Versions
+from overlay.releases.versions import (
+    FILE_NAME,
+    PLATFORMS,
+    PinnedFile,
+    Platform,
+    Release,
+    Versions,
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Candidate:
     sdist: Link | None
     wheel: Link | None
     """The official x86_64 wheel."""
+    aarch64: Link | None
+    """The official wheel for 64-bit Arm, if there is one."""
     yanked: str | None
     """Why its files were yanked (empty: no reason was given); None if they were not."""
 
@@ -163,18 +172,21 @@ def _candidate(version: Version, links: Iterable[Link]) -> Candidate:
     # stable, so that of two places with the same file the first one asked counts.
     ordered = sorted(links, key=lambda link: link.filename)
     sdist = next((link for link in ordered if link.filename.endswith(".tar.gz")), None)
-    wheel = next((link for link in ordered if _is_official_wheel(link)), None)
+    wheel, aarch64 = (
+        next((link for link in ordered if _is_official_wheel(link, platform)), None)
+        for platform in PLATFORMS
+    )
     reasons = [link.yank_reason for link in (sdist, wheel) if link and link.is_yanked]
     # The JSON of an index may say true in place of a reason.
     yanked = next((str(r) if isinstance(r, str) else "" for r in reasons), None)
-    return Candidate(str(version), sdist, wheel, yanked)
+    return Candidate(str(version), sdist, wheel, aarch64, yanked)
 
 
-def _is_official_wheel(link: Link) -> bool:
+def _is_official_wheel(link: Link, platform: Platform) -> bool:
     if not link.is_wheel:
         return False
-    platforms = [tag.platform for tag in parse_wheel_filename(link.filename)[3]]
-    return any(p.startswith("manylinux") and p.endswith("_x86_64") for p in platforms)
+    tags = [tag.platform for tag in parse_wheel_filename(link.filename)[3]]
+    return any(tag.startswith("manylinux") and tag.endswith(f"_{platform}") for tag in tags)
 
 
 def fetch_sdist(workspace: Workspace, candidate: Candidate) -> tuple[PinnedFile, str]:
@@ -198,6 +210,15 @@ def pin_wheel(workspace: Workspace, candidate: Candidate) -> PinnedFile:
         OverlayError: there is none, or the index states no sha256.
     """
     return workspace.fetcher.pin(_require(candidate, candidate.wheel, "x86_64 wheel"))
+
+
+def pin_aarch64(workspace: Workspace, candidate: Candidate) -> PinnedFile | None:
+    """The same of its wheel for 64-bit Arm; None if there is none.
+
+    Raises:
+        OverlayError: the index states no sha256.
+    """
+    return workspace.fetcher.pin(candidate.aarch64) if candidate.aarch64 else None
 
 
 def _require(candidate: Candidate, link: Link | None, what: str) -> Link:
@@ -255,7 +276,7 @@ def draft_release(workspace: Workspace, candidate: Candidate) -> Release:
     Raises:
         OverlayError: a file or a pin is missing, or a file is not what the index says.
     """
-    wheel = pin_wheel(workspace, candidate)
+    wheel, aarch64 = pin_wheel(workspace, candidate), pin_aarch64(workspace, candidate)
     sdist, commit = fetch_sdist(workspace, candidate)
     found = needs_of(workspace, candidate.name, commit)
     fields = {"Requires-Python": found.requires_python, "torch": found.torch}
@@ -277,6 +298,7 @@ def draft_release(workspace: Workspace, candidate: Candidate) -> Release:
                 "tree": UNKNOWN_TREE,
                 "sdist": sdist,
                 "wheel": wheel,
+                "aarch64": {"wheel": aarch64} if aarch64 else None,
             }
         )
     except ValidationError as error:

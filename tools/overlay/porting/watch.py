@@ -24,6 +24,7 @@ from overlay.porting.candidate import (
     get_candidate,
     nearest_release,
     needs_of,
+    pin_aarch64,
     pin_wheel,
     shown_status,
     try_topics,
@@ -45,6 +46,7 @@ class Found:
     """Patches that apply as they are, of those that it lists."""
     sdist: PinnedFile | None = None
     wheel: PinnedFile | None = None
+    aarch64: PinnedFile | None = None
     needs: Needs | None = None
     attempts: tuple[Attempt, ...] = ()
     problems: tuple[str, ...] = ()
@@ -90,7 +92,7 @@ def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
     listed = len(workspace.apply(origin).require().applied)  # a fault of our own is no finding
     tally = Tally(0, listed)
     problems: list[str] = []
-    sdist, wheel, needs = None, None, None
+    sdist, wheel, aarch64, needs = None, None, None, None
     attempts: tuple[Attempt, ...] = ()
     try:
         sdist, commit = fetch_sdist(workspace, one)
@@ -100,10 +102,10 @@ def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
     except OverlayError as error:
         problems.append(_reported(error))
     try:
-        wheel = pin_wheel(workspace, one)
+        wheel, aarch64 = pin_wheel(workspace, one), pin_aarch64(workspace, one)
     except OverlayError as error:
         problems.append(_reported(error))
-    return Found(one, origin.name, tally, sdist, wheel, needs, attempts, tuple(problems))
+    return Found(one, origin.name, tally, sdist, wheel, aarch64, needs, attempts, tuple(problems))
 
 
 def _applied(workspace: Workspace, commit: str, attempts: Sequence[Attempt]) -> int:
@@ -137,6 +139,7 @@ def _as_json(one: Found) -> dict[str, object]:
         "yanked": one.candidate.yanked,
         "sdist": one.sdist.model_dump() if one.sdist else None,
         "wheel": one.wheel.model_dump() if one.wheel else None,
+        "aarch64": one.aarch64.model_dump() if one.aarch64 else None,
         **asdict(one.needs or Needs(None, None, None)),
         "nearest": one.nearest,
         "patches": one.tally.as_json(),
@@ -165,7 +168,7 @@ def facts(one: Found) -> Iterator[tuple[str, str]]:
     """What is known of a release beside its topics, a label and a text each."""
     if one.candidate.yanked is not None:
         yield "yanked", one.candidate.yanked or "no reason given"
-    for kind, file in (("sdist", one.sdist), ("wheel", one.wheel)):
+    for kind, file in (("sdist", one.sdist), ("wheel", one.wheel), ("aarch64", one.aarch64)):
         if file:
             yield kind, f"{file.file}  {file.size / 1e6:.1f} MB"
             yield "sha256", file.sha256

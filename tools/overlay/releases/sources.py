@@ -76,7 +76,7 @@ class Fetcher:
             raise OverlayError(
                 f"{release.name}: {pinned.file} is not in the cache",
                 f"{self.cache.path(pinned).parent} does not hold it and --offline forbids fetching",
-                f"Run 'vllm-overlay fetch {release.name} --{kind}' with a network",
+                f"Run 'vllm-overlay fetch {release.asked} --{kind}' with a network",
                 Exit.UNAVAILABLE,
             )
         return self.fetch_file(release.name, pinned, check=check)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
@@ -48,6 +48,11 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 FileName = Annotated[str, StringConstraints(pattern=FILE_NAME)]
 
 
+def platform_of(wheel: str) -> Platform:
+    """What an official wheel is for, by its file's name."""
+    return "aarch64" if wheel.endswith("_aarch64.whl") else "x86_64"
+
+
 def _specifier(value: str) -> str:
     try:
         SpecifierSet(value)
@@ -65,6 +70,9 @@ def _path(value: str) -> str:
 RelativePath = Annotated[str, AfterValidator(_path)]
 Specifier = Annotated[str, AfterValidator(_specifier)]
 Status = Literal["affected", "control", "eol"]
+#: What an official wheel is for: a processor, on Linux.
+Platform = Literal["x86_64", "aarch64"]
+PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 
 
 class _Model(BaseModel):
@@ -126,8 +134,40 @@ class Overlay(_Model):
     """Local version label: `llama4` in 0.8.5.post1+llama4.1."""
 
 
-class Release(_Model):
-    """One upstream release."""
+class Build(_Model):
+    """An official wheel, and what is locked of it and of the patched one that is made of it."""
+
+    wheel: PinnedFile
+    """The official wheel, which is repacked."""
+    record: Sha256 | None = None
+    """Digest of the official wheel's RECORD, by which an install is known (`record.pins`)."""
+    record_python: Sha256 | None = None
+    """The same of its Python files alone: what every CUDA build of the release has in common."""
+    record_source: Sha256 | None = None
+    """The same without those of the compiled FlashAttention: what builds for any device have in
+    common."""
+    patched_sha256: Sha256 | None = None
+    """Of the patched wheel, which is the same bytes wherever it is built."""
+    patched_size: Annotated[int, Field(ge=1)] | None = None
+    """Bytes of the patched wheel."""
+
+    @field_validator("wheel")
+    @classmethod
+    def _is_wheel(cls, pinned: PinnedFile) -> PinnedFile:
+        try:
+            parse_wheel_filename(pinned.file)
+        except InvalidWheelFilename as error:
+            raise ValueError(str(error)) from error
+        return pinned
+
+    @property
+    def platform(self) -> Platform:
+        """What the wheel is for, by its name."""
+        return platform_of(self.wheel.file)
+
+
+class Release(Build):
+    """One upstream release; as a build, that for x86_64, or for what `on` was asked."""
 
     name: str
     """The public version, e.g. 0.8.5.post1 (the key in VERSIONS.toml)."""
@@ -138,8 +178,8 @@ class Release(_Model):
     eol: no longer maintained, kept for reference."""
     sdist: PinnedFile
     """The source distribution that patches apply to."""
-    wheel: PinnedFile
-    """The official x86_64 wheel that is repacked."""
+    aarch64: Build | None = None
+    """The official wheel for 64-bit Arm, if there is one; None too in what `on` gives for that."""
     requires_python: Specifier
     """Python versions upstream declares."""
     torch: str
@@ -160,17 +200,6 @@ class Release(_Model):
     """Git tree id after the whole series."""
     files: Sha256 | None = None
     """Digest of what the series makes of the package's files (`wheel.Changes.digest`)."""
-    record: Sha256 | None = None
-    """Digest of the official wheel's RECORD, by which an install is known (`record.pins`)."""
-    record_python: Sha256 | None = None
-    """The same of its Python files alone: what every CUDA build of the release has in common."""
-    record_source: Sha256 | None = None
-    """The same without those of the compiled FlashAttention: what builds for any device have in
-    common."""
-    patched_sha256: Sha256 | None = None
-    """Of the patched wheel, which is the same bytes wherever it is built."""
-    patched_size: Annotated[int, Field(ge=1)] | None = None
-    """Bytes of the patched wheel."""
     revision: Annotated[int, Field(ge=1)] | None = None
     """The <n> of +llama4.<n>; grows with every published change of the series."""
 
@@ -189,10 +218,8 @@ class Release(_Model):
     def _files_are_of_their_kind(self) -> Release:
         if not self.sdist.file.endswith(".tar.gz"):
             raise ValueError(f"{self.sdist.file!r} is no sdist")
-        try:
-            parse_wheel_filename(self.wheel.file)
-        except InvalidWheelFilename as error:
-            raise ValueError(str(error)) from error
+        if self.aarch64 and self.aarch64.platform != "aarch64":
+            raise ValueError(f"{self.aarch64.wheel.file!r} is no wheel for aarch64")
         return self
 
     @model_validator(mode="after")
@@ -215,6 +242,34 @@ class Release(_Model):
     def is_patched(self) -> bool:
         """Whether the overlay has a series for it."""
         return self.series is not None
+
+    @property
+    def builds(self) -> tuple[Release, ...]:
+        """The release on each platform that it has an official wheel for."""
+        return (self, self.on("aarch64")) if self.aarch64 else (self,)
+
+    def on(self, platform: Platform) -> Release:
+        """The same release, as a build for `platform`.
+
+        Raises:
+            OverlayError: upstream has no wheel for it.
+        """
+        if platform == self.platform:
+            return self
+        if platform != "aarch64" or self.aarch64 is None:
+            raise OverlayError(
+                f"{self.name} has no official wheel for {platform}",
+                "VERSIONS.toml pins none",
+                f"Build from source there: vllm-overlay build {self.name} --source --target cuda",
+                Exit.USAGE,
+            )
+        locked = {field: getattr(self.aarch64, field) for field in Build.model_fields}
+        return self.model_copy(update={**locked, "aarch64": None})
+
+    @property
+    def asked(self) -> str:
+        """What commands are given to mean this build: 0.10.2, or 0.10.2 --platform aarch64."""
+        return self.name + ("" if self.platform == "x86_64" else f" --platform {self.platform}")
 
     def labelled(self, label: str) -> str:
         """The version of a build with a local label: 0.8.5.post1+cu118; the name without one."""

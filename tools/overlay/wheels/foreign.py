@@ -31,7 +31,7 @@ _WHY_NOT = {
 
 
 def read(workspace: Workspace, path: Path) -> Origin:
-    """The build that the wheel at `path` is; the official one if it is that, byte for byte.
+    """The build that the wheel at `path` is; an official one if it is that, byte for byte.
 
     Raises:
         OverlayError: it is no wheel of a release with a series, it is damaged, or its Python files
@@ -40,17 +40,18 @@ def read(workspace: Workspace, path: Path) -> Origin:
     version, release = _named(workspace, path)
     try:
         pin = PinnedFile(file=path.name, sha256=sha256(path), size=path.stat().st_size)
-        if pin.sha256 == release.wheel.sha256:
-            return Origin.official(release)
-        if path.name == release.wheel.file:
+        for build in release.builds:
+            if pin.sha256 == build.wheel.sha256:
+                return Origin.official(build)
+        if path.name in [build.wheel.file for build in release.builds]:
             raise Origin(release, version, "source", pin).refused(
                 "it has the official wheel's name, and another sha256"
             )
         with path.open("rb") as stream:
-            found = _match(workspace, Origin(release, version, "source", pin), stream)
+            build, found = _match(workspace, Origin(release, version, "source", pin), stream)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise _unusable(path, str(error), "Get it again", Exit.INTEGRITY) from error
-    return Origin(release, version, found, pin)
+    return Origin(build, version, found, pin)
 
 
 def _named(workspace: Workspace, path: Path) -> tuple[str, Release]:
@@ -79,8 +80,8 @@ def _unusable(path: Path, why: str, fix: str, status: Exit) -> OverlayError:
     return OverlayError(f"{path.name} cannot be patched", why, fix, status)
 
 
-def _match(workspace: Workspace, origin: Origin, stream: IO[bytes]) -> Match:
-    """How much of the wheel is the official one's.
+def _match(workspace: Workspace, origin: Origin, stream: IO[bytes]) -> tuple[Release, Match]:
+    """Which official wheel it is nearest to, and how much of it is that one's.
 
     Raises:
         OverlayError: its RECORD is not true, or its Python files are not upstream's.

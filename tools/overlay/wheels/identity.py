@@ -72,10 +72,12 @@ def first_known(infos: Iterable[str], versions: Versions) -> Identity:
     return found[0] if found else Identity("unknown")
 
 
-def is_of_official_wheel(bill: str | None, release: Release) -> bool:
-    """Whether an SBOM of this overlay names the official wheel, and not another build."""
+def official_build(bill: str | None, release: Release) -> Release | None:
+    """The build of the release whose official wheel an SBOM of this overlay names; None: it names
+    another build, or nothing."""
     stated = stated_wheel(bill)
-    return stated is not None and stated.sha256 == release.wheel.sha256
+    found = (one for one in release.builds if stated and stated.sha256 == one.wheel.sha256)
+    return next(found, None)
 
 
 def stated_wheel(bill: str | bytes | None) -> StatedWheel | None:

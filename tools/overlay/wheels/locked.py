@@ -101,5 +101,5 @@ def _rest(
     yield from _unlisted(lines, read, (*before, *_written(info)))
     rows = unpatch.official_rows(lines.values(), {**before, **stated}, old, info)
     found = match(release, record.pins(rows, old))
-    if found is None or (found != "all" and not other_build):
+    if found is None or (found[1] != "all" and not other_build):
         yield "they are not those of the official wheel's RECORD"

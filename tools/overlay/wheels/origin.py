@@ -7,7 +7,7 @@ Such a build is known by its Python files, whose digests are those of the offici
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from packaging.version import Version
 
@@ -21,8 +21,14 @@ from overlay.wheels.record import Pins
 Match = Literal["all", "python", "source"]
 
 
-def match(release: Release, found: Pins) -> Match | None:
-    """How much of a build is the official wheel's, by its RECORD; None: not even its source."""
+def match(release: Release, found: Pins) -> tuple[Release, Match] | None:
+    """Which of a release's official wheels a build is nearest to, and how much of it is that
+    wheel's, by its RECORD; None: not even its source."""
+    each = [(one, how) for one in release.builds if (how := _match(one, found))]
+    return min(each, key=lambda pair: get_args(Match).index(pair[1]), default=None)
+
+
+def _match(release: Release, found: Pins) -> Match | None:
     if found.source == release.record_source or found.python == release.record_python:
         if found.python != release.record_python:
             return "source"
@@ -48,7 +54,8 @@ class Origin:
 
     @classmethod
     def installed(cls, release: Release, version: str, found: Match) -> Origin:
-        """What was installed with that version; the wheel is not at hand."""
+        """What was installed with that version and is `release` (`match`); its wheel is not at
+        hand."""
         origin = cls(release, version, found)
         return cls.official(release) if origin.is_official else origin
 

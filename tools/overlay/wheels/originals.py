@@ -82,10 +82,11 @@ def read(path: Path, versions: Versions, release: Release) -> Originals:
         raise LostError(str(error)) from error
     if found is None:
         raise LostError("its RECORD is not upstream's")
+    build, how = found
     for name, data in files.items():
         if not is_safe_path(name):
             raise LostError(f"it holds {name!r}")
         expected = rows.get(name, ("", "", ""))[1]
         if not record.is_installers(name, info) and record.line(name, data)[1] != expected:
             raise LostError(f"{name} is not as its RECORD has it")
-    return Originals(Origin.installed(release, version, found), info, files, rows)
+    return Originals(Origin.installed(build, version, how), info, files, rows)

@@ -149,8 +149,8 @@ def write(workspace: Workspace, folder: Path, wheels: Sequence[Path]) -> Made:
 
 def _built(workspace: Workspace) -> list[Path]:
     """This overlay's wheels in dist/, as this checkout builds them."""
-    origins = map(Origin.official, workspace.versions.patched)
-    names = [file_name(workspace.versions, origin) for origin in origins]
+    builds = (build for release in workspace.versions.patched for build in release.builds)
+    names = [file_name(workspace.versions, Origin.official(build)) for build in builds]
     found = [DIST.absolute() / name for name in names if (DIST / name).is_file()]
     if not found:
         raise OverlayError(

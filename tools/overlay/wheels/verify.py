@@ -199,12 +199,13 @@ def _subject(
                 Exit.USAGE,
             )
         return subject
-    usual = _Subject(workspace, Origin.official(release), None)
-    if not label and ours.path.name == usual.file_name:
-        if official or workspace.fetcher.cache.has(release.wheel):
-            wheel = workspace.fetcher.fetch(release, "wheel", check=True)
-            return _Subject(workspace, usual.origin, wheel)
-        return usual
+    for build in release.builds:
+        usual = _Subject(workspace, Origin.official(build), None)
+        if not label and ours.path.name == usual.file_name:
+            if official or workspace.fetcher.cache.has(build.wheel):
+                wheel = workspace.fetcher.fetch(build, "wheel", check=True)
+                return _Subject(workspace, usual.origin, wheel)
+            return usual
     return _Subject(workspace, _stated(workspace, release, label, ours), None)
 
 
