@@ -13,6 +13,7 @@ from overlay.base.errors import Exit
 from overlay.patches import entry
 from overlay.porting import candidate
 from overlay.releases import versions
+from overlay.releases.platforms import PLATFORMS
 
 from ..inplace.test_inplace import Place, put
 from ..made_matrix import keep
@@ -113,7 +114,7 @@ def test_it_is_not_imported_elsewhere(run: Run, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.usefixtures("both")
 def test_the_index_has_both(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for platform in versions.PLATFORMS:
+    for platform in PLATFORMS:
         assert run("build", "1.0", "--platform", platform).status == 0
     assert run("index", "simple").status == 0
     page = (tmp_path / "simple" / "vllm" / "index.html").read_text()

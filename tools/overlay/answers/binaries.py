@@ -20,7 +20,8 @@ from overlay.base.models import first_problem
 from overlay.kernels import needed
 from overlay.kernels.code import Code
 from overlay.kernels.needed import Need
-from overlay.releases.versions import Platform, Sha256, platform_of
+from overlay.releases.platforms import Platform, platform_of
+from overlay.releases.versions import Sha256
 
 SCHEMA: Literal[1] = 1
 

@@ -27,7 +27,7 @@ from overlay.answers.matrix import (
     expand,
 )
 from overlay.answers.weights import Asked, Held
-from overlay.releases.versions import Platform
+from overlay.releases.platforms import Platform
 
 #: How the experts are held in a checkpoint that is not quantised.
 UNQUANTISED = "unquantised"

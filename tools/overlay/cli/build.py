@@ -24,8 +24,9 @@ from overlay.cli.options import (
 )
 from overlay.patches.tree import check_out
 from overlay.patches.workspace import Workspace
+from overlay.releases.platforms import PLATFORMS, Platform
 from overlay.releases.sources import Kind
-from overlay.releases.versions import PLATFORMS, Platform, Release
+from overlay.releases.versions import Release
 from overlay.testing import environment
 from overlay.wheels import sdist, verify
 from overlay.wheels.build import Built, build_from, build_wheel

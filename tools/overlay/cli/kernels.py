@@ -23,8 +23,9 @@ from overlay.cli.options import (
 )
 from overlay.kernels.needed import NEEDS, QUANTISED
 from overlay.patches.workspace import Workspace
+from overlay.releases.platforms import Platform
 from overlay.releases.uv import UvCache
-from overlay.releases.versions import Platform, Release
+from overlay.releases.versions import Release
 
 
 @click.command(epilog=EPILOG)

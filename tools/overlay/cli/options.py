@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from overlay.releases.versions import PLATFORMS
+from overlay.releases.platforms import PLATFORMS
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -30,11 +30,10 @@ from overlay.patches.series import PatchPath, parse_path, patch_files
 from overlay.patches.threeway import Merge
 from overlay.patches.tree import UNKNOWN_TREE, Applied
 from overlay.patches.workspace import Workspace
+from overlay.releases.platforms import PLATFORMS, Platform
 from overlay.releases.versions import (
     FILE_NAME,
-    PLATFORMS,
     PinnedFile,
-    Platform,
     Release,
     Versions,
 )

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
@@ -31,6 +31,7 @@ from pydantic import (
 from overlay.base import plain_file
 from overlay.base.errors import Exit, OverlayError, said
 from overlay.base.paths import is_safe_path
+from overlay.releases.platforms import Platform, platform_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -46,11 +47,6 @@ NAME = r"^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$"
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._+-]*$"
 FileName = Annotated[str, StringConstraints(pattern=FILE_NAME)]
-
-
-def platform_of(wheel: str) -> Platform:
-    """What an official wheel is for, by its file's name."""
-    return "aarch64" if wheel.endswith("_aarch64.whl") else "x86_64"
 
 
 def _specifier(value: str) -> str:
@@ -70,9 +66,6 @@ def _path(value: str) -> str:
 RelativePath = Annotated[str, AfterValidator(_path)]
 Specifier = Annotated[str, AfterValidator(_specifier)]
 Status = Literal["affected", "control", "eol"]
-#: What an official wheel is for: a processor, on Linux.
-Platform = Literal["x86_64", "aarch64"]
-PLATFORMS: tuple[Platform, ...] = get_args(Platform)
 
 
 class _Model(BaseModel):
