@@ -12,8 +12,8 @@ import overlay
 
 PACKAGE = Path(overlay.__file__).parent
 FOLDERS = [
-    "base", "releases", "patches", "wheels", "kernels", "testing", "staging", "porting", "answers",
-    "inplace", "cli",
+    "base", "releases", "patches", "wheels", "kernels", "probes", "testing", "staging", "porting",
+    "answers", "inplace", "cli",
 ]  # fmt: skip
 """From the ground up."""
 

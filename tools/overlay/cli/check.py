@@ -23,6 +23,7 @@ from overlay.cli.options import (
 from overlay.patches import lock, prefixes, validate
 from overlay.patches.imports import Sources
 from overlay.patches.workspace import Workspace
+from overlay.probes import contrast
 from overlay.releases.versions import Release
 from overlay.testing import prefixes_run
 from overlay.wheels.build import sum_of
@@ -52,7 +53,8 @@ def validate_command(
     """Check that every series applies, is complete, canonical and as locked.
 
     With --each also that each prefix of a series can be bisected or shipped: after every patch the
-    files that it changed compile and import what is there. With --run it imports them besides, in
+    files that it changed compile and import what is there; and that the probe of every topic fails
+    on the stock release and passes on the patched one. With --run it imports them besides, in
     an environment of the release (10 GB for a while), and no test of tests/regress that passed
     may fail from there on; results are kept in the cache by git tree id.
 
@@ -102,6 +104,8 @@ class _Stands:
     checked: int
     """Prefixes that could be looked at: those before a patch that does not apply."""
     problems: tuple[str, ...]
+    probed: int
+    """Topics whose probe was run on stock and on patched."""
     tested: prefixes_run.Outcome
 
     def as_json(self) -> dict[str, object]:
@@ -109,6 +113,7 @@ class _Stands:
         one = self.tested
         return {
             "patches": self.listed, "compiled": self.checked, "problems": self.problems,
+            "probed": self.probed,
             "trees_tested": one.ran, "trees_kept": one.kept, "trees_not_run": one.missing,
             "seconds": one.seconds,
         }  # fmt: skip
@@ -126,15 +131,19 @@ def _stands(
             trees = prefixes_run.Trees(workspace, result, found)
             place = (folder / release.name).absolute()
             tested = prefixes_run.check(trees, place, to_run=to_run, keep=keep, done=d)
+            probed = contrast.check(workspace, result)
             yield _Stands(release.name, len(result.applied), len(found),
-                          (*problems, *tested.problems), tested)  # fmt: skip
+                          (*problems, *probed.problems, *tested.problems), probed.probed,
+                          tested)  # fmt: skip
 
 
 def _print_stands(stands: Sequence[_Stands]) -> None:
     for one in stands:
         for problem in one.problems:
             err.print(problem, style="red", markup=False)
-        tested, told = one.tested, []
+        tested, told = one.tested, list[str]()
+        if one.probed:
+            told.append(f"{counted(one.probed, 'topic')} probed on stock and patched")
         if tested.ran or tested.kept:
             trees = counted(tested.ran + tested.kept, "tree")
             told.append(f"{trees} imported and tested ({tested.ran} now, {tested.seconds:.0f} s)")
