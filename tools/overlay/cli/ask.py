@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from overlay.answers import doctor, explain, gpus, launch, matrix, probe
+from overlay.answers import behaviour, doctor, explain, gpus, launch, matrix, probe
 from overlay.answers.checkpoint import find as find_checkpoint
 from overlay.base.console import out, print_json
 from overlay.base.errors import Exit
@@ -125,12 +126,19 @@ def explain_command(
 @click.option(
     "--python", metavar="PYTHON", help="Look into its environment; a venv's folder will do."
 )
+@click.option(
+    "--probe",
+    "to_probe",
+    is_flag=True,
+    help="Run the probe of each topic there: one assertion of behaviour, with its torch.",
+)
 @_configuration
 @json_option
 @pass_workspace
 def doctor_command(
     workspace: Workspace,
     python: str | None,
+    to_probe: bool,
     gpu: str | None,
     capability: str | None,
     kv_cache_dtype: str,
@@ -143,22 +151,28 @@ def doctor_command(
 ) -> None:
     """Tell what Llama 4 will do in this environment, and what to change: its vLLM, GPUs, settings.
 
-    Exit status 1 if something has to be changed. Without --python it looks at the environment
+    Exit status 1 if something has to be changed; with --probe also where a patched vLLM does not
+    behave as patched. Without --python it looks at the environment
     that it runs in if vLLM is there, else at $VIRTUAL_ENV, else at the first python3.
 
     \b
     Example:
       vllm-overlay doctor --kv-cache-dtype fp8 --max-model-len 32768
+      vllm-overlay doctor --probe --python /usr/bin/python3
     """
     settings = explain.Settings(kv_cache_dtype, dtype, max_model_len=max_model_len)
     settings = _of_checkpoint(settings, checkpoint, quantization, chunk, as_json)
     named = _named_gpu(gpu, capability)
     interpreter = probe.choose_python(python, os.environ)
     report = doctor.examine(workspace, interpreter, os.environ, named, settings)
+    found = behaviour.examine(workspace, interpreter, report) if to_probe else None
+    if found:
+        report = replace(report, to_change=(*report.to_change, *found.to_change))
     if as_json:
-        print_json(doctor.as_json(report))
+        told = {"probes": found.as_json()} if found else {}
+        print_json({**doctor.as_json(report), **told})
     else:
-        _print_lines(doctor.lines(report))
+        _print_lines([*doctor.lines(report), *(found.lines() if found else ())])
         for change in report.to_change:
             # Not wrapped: there are commands in it, to be copied.
             out.print(f"To change: {change}", soft_wrap=True, markup=False, highlight=False)

@@ -10,10 +10,11 @@ import click
 from overlay.answers import probe
 from overlay.base.console import counted, out, print_json
 from overlay.cli.options import EPILOG, json_option, pass_workspace
-from overlay.inplace import inplace
+from overlay.inplace import inplace, proof
 from overlay.inplace.inplace import InPlaceResult
 from overlay.inplace.repair import repair
 from overlay.patches.workspace import Workspace
+from overlay.probes.probing import Probing, Verdict
 from overlay.wheels import simple_index
 
 
@@ -66,6 +67,9 @@ def index_command(
 )
 @click.option("--full", is_flag=True, help="Hash compiled libraries too, not only their size.")
 @click.option("--dry-run", is_flag=True, help="Check and tell, change nothing.")
+@click.option(
+    "--no-probe", is_flag=True, help="Do not run the probe of each topic on what is patched."
+)
 @json_option
 @pass_workspace
 def install_command(
@@ -76,12 +80,15 @@ def install_command(
     other_build: bool,
     full: bool,
     dry_run: bool,
+    no_probe: bool,
     as_json: bool,
 ) -> None:
     """Patch a vLLM that is installed, in place: all of it or nothing.
 
     Its files must be as upstream released them. It then is what the patched wheel installs. A build
     with a local version keeps it: 0.8.5.post1+cu118.llama4.1.
+    In the end each topic is probed there: one assertion of behaviour, in its Python with its torch.
+    If one fails, all is taken back.
     Without --python it is the vLLM of the environment that this runs in if there is one, else of
     $VIRTUAL_ENV, else of the first python3. Restart what has imported it.
 
@@ -90,6 +97,7 @@ def install_command(
       vllm-overlay install --python /usr/bin/python3
       vllm-overlay install --python /usr/bin/python3 --repair
       vllm-overlay install --python /usr/bin/python3 --revert
+      vllm-overlay install --no-probe
     """
     if revert and (other_build or full):
         raise click.UsageError("--other-build and --full do not go with --revert")
@@ -104,10 +112,26 @@ def install_command(
         done = inplace.install(
             workspace, interpreter, other_build=other_build, full=full, dry_run=dry_run
         )
+    probed = None
+    if done.is_patched and not (dry_run or no_probe):
+        probed = proof.require(workspace, interpreter, done)
     if as_json:
-        print_json(_as_json(done, dry_run))
+        told = {"probes": probed.as_json()} if probed else {}
+        print_json({**_as_json(done, dry_run), **told})
     else:
         _print(done, dry_run)
+        _print_probes(probed)
+
+
+def _print_probes(probed: Probing | None) -> None:
+    if probed is None:
+        return
+    if probed.problem:
+        out.print(f"Not probed: {probed.problem}", markup=False)
+        return
+    out.print(f"{probed}, with torch {probed.torch or '—'}", markup=False)
+    for one in probed.of(Verdict.UNKNOWN):
+        out.print(f"  {one.topic} cannot be told: {one.why}", markup=False)
 
 
 def _as_json(done: InPlaceResult, dry_run: bool) -> dict[str, object]:

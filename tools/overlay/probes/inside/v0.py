@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from .llama4 import CHUNK, HEAD_SIZE, HEADS, LLAMA4, chunked_layer, engine_config
-from .tree import AbsentError, Base, Probes, Tree, Unit, UnknownError, WrongError, demand
+from .tree import AbsentError, Base, Loose, Probes, Tree, Unit, UnknownError, WrongError, demand
 
 PROBES = Probes()
 BLOCK = 2
@@ -253,12 +253,12 @@ def chunked_local_wiring(tree: Tree) -> None:
 @PROBES.add
 def chunked_local_support(tree: Tree) -> None:
     """There is a table of the KV caches that V1 backends read."""
-    require_v0(tree)
     module = f"{BACKENDS}chunked_local_support"
     demand(tree.path(module), "nothing tells which V1 backend reads which KV cache")
-    table = tree.unit(module).take("V1_BACKENDS")
-    demand("FLASH_ATTN" in table and "fp8_e5m2" not in table["FLASH_ATTN"],
-           "V1 FlashAttention is said to read fp8_e5m2")  # fmt: skip
+    unit = tree.unit(module)
+    table = unit.take("V1_BACKENDS" if "V1_BACKENDS" in unit else "BACKENDS")
+    found = table.get("FLASH_ATTN", ["fp8_e5m2"])
+    demand("fp8_e5m2" not in found, "V1 FlashAttention is said to read fp8_e5m2")
 
 
 class Platform(Base):
@@ -275,18 +275,15 @@ class Platform(Base):
         return SimpleNamespace(to_int=lambda: 90)
 
 
-class Engine:
+class Engine(Loose):
     """In place of EngineArgs, as far as the engine is chosen."""
 
-    device, model, kv_cache_dtype, dtype, block_size = "cuda", "llama4", "auto", "auto", None
+    device, model, dtype, kv_cache_dtype, block_size = "cuda", "llama4", "auto", "auto", None
     enable_chunked_prefill = enable_prefix_caching = None
-
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
 
     def create_model_config(self) -> Any:
         """A model with chunks."""
-        return engine_config(self.tree).model_config
+        return self.config.model_config
 
     def _is_v1_supported_oracle(self, _: Any) -> bool:
         return True
@@ -296,8 +293,10 @@ class Engine:
 
 @contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """The variables, for a while."""
+    """These variables, and no other ones of vLLM, for a while."""
     before = dict(os.environ)
+    for name in [name for name in before if name.startswith(("VLLM_", "_VLLM_"))]:
+        del os.environ[name]
     os.environ.update(values)
     try:
         yield
@@ -308,24 +307,34 @@ def environment(**values: str) -> Iterator[None]:
 
 @PROBES.add
 def engine_selection(tree: Tree) -> None:
-    """The engine refuses a backend that is not right past a chunk: V0 FlashInfer."""
-    require_v0(tree)
+    """The engine refuses what is not right: V0 FlashInfer; where there is no V0, fp8_e5m2 with
+    FlashAttention."""
+    has_v0 = tree.path("vllm.worker.worker") is not None
     selection = "vllm.engine.chunked_local_selection"
     chosen = tree.with_(
         selection,
         f"{BACKENDS}chunked_local_support",
         vllm__platforms__current_platform=Platform(),
-        vllm__envs__VLLM_USE_V1=False,
-        vllm__envs__is_set=lambda name: name == "VLLM_USE_V1",
+        vllm__envs__VLLM_USE_V1=not has_v0,
+        vllm__envs__is_set=lambda name: has_v0 and name == "VLLM_USE_V1",
+        vllm__attention__utils__fa_utils__flash_attn_supports_fp8=lambda: True,
     )
     if chosen.path(selection) is not None:
         chosen.unit(selection).set(find_spec=chosen.path)
-    create = chosen.unit("vllm.engine.arg_utils").method("EngineArgs", "create_engine_config")
-    with environment(VLLM_USE_V1="0", VLLM_ATTENTION_BACKEND="FLASHINFER"):
+    unit = chosen.unit("vllm.engine.arg_utils")
+    unit.set(maybe_override_with_speculators=lambda **_: ("llama4", "llama4", None))
+    create = unit.method("EngineArgs", "create_engine_config")
+    engine = Engine(config=engine_config(tree), kv_cache_dtype="auto" if has_v0 else "fp8_e5m2")
+    asked = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "FLASHINFER"}
+    taken = "V0 FlashInfer, which is wrong past a chunk"
+    if not has_v0:
+        asked = {"VLLM_ATTENTION_BACKEND": "FLASH_ATTN"}
+        taken = "a KV cache of fp8_e5m2 with FlashAttention, which fails in its first pass"
+    with environment(**asked):
         try:
-            create(Engine(chosen))
+            create(engine)
         except Reached:
-            raise WrongError("V0 FlashInfer is taken, which is wrong past a chunk") from None
+            raise WrongError(f"the engine takes {taken}") from None
         except ValueError as error:
             if "chunks" not in str(error):
                 raise
