@@ -82,6 +82,11 @@ def test_a_new_release(run: Run, upstream: Upstream) -> None:
         "offsets": [3],
         "detail": "",
         "removal_met": None,
+        "probe": {
+            "verdict": "unknown",
+            "why": "there is no vllm/model_executor/models/llama4.py",
+            "needed": None,
+        },
     }
     assert found["sdist"]["size"] == (upstream.served / "vllm-1.2.tar.gz").stat().st_size
     assert (upstream.root / "VERSIONS.toml").read_bytes() == before

@@ -56,7 +56,8 @@ def examine(workspace: Workspace, python: Python, report: Report) -> Behaviour:
     topics = [path.topic for path in workspace.series(release)]
     found = in_environment(python.executable, installed.folder, topics)
     changes: tuple[str, ...] = ()
-    if is_patched and found.failed:
+    heals = any(change.startswith(("repair it", "install", "end ")) for change in report.to_change)
+    if is_patched and found.failed and not heals:
         names = ", ".join(one.topic for one in found.failed)
         how = advice.wheel(release, identity.label)
         if installed.is_in_place:

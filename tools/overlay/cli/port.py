@@ -45,6 +45,8 @@ _ABORT = "vllm-overlay port --abort"
               help="Last-Update of changed patches; else SOURCE_DATE_EPOCH, or today.")  # fmt: skip
 @range_diff_option
 @review_option
+@click.option("--no-probe", is_flag=True,
+              help="With --to: do not run the topics' probes on the release.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Tell how far it gets, and write nothing.")
 @json_option
 @pass_workspace
@@ -59,6 +61,7 @@ def port_command(
     date: str | None,
     with_diff: bool,
     review: Path | None,
+    no_probe: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -66,8 +69,10 @@ def port_command(
 
     Files that apply are shared; what does not is merged three ways into a file of its own. It
     stops at a conflict, with a git work tree to solve it in, and at a topic that upstream has
-    already, which only --skip leaves out. VERSIONS.toml and patches/ are written together in the
-    end; until then, and after a crash, all there is of it is in work/port.
+    already, which only --skip leaves out. Before that, each topic's probe is run on the release as
+    upstream has it: where it passes, the topic is no longer needed, and it stops there too.
+    VERSIONS.toml and patches/ are written together in the end; until then, and after a crash, all
+    there is of it is in work/port.
 
     \b
     Example:
@@ -92,6 +97,7 @@ def port_command(
             return
         if release is not None and state is None:
             state = port.start(workspace, release, origin, refresh.last_update(date))
+            state = state if no_probe else port.probed(workspace, state)
             if not dry_run:
                 port_state.save(workspace.project, state)
         elif state is None:
@@ -197,7 +203,7 @@ def _decide(workspace: Workspace, found: Port, skip: bool, because: str | None) 
         return found
     if skip:
         decision = Decision(reason=(because or _default_reason(step, state)).strip())
-    elif step.how is How.FIXED:
+    elif step.how.may_be_kept:
         decision = Decision(keep=True)
     elif step.how is How.UPSTREAM:
         raise OverlayError(
@@ -223,6 +229,8 @@ def _was_told(workspace: Workspace, found: Port, step: Step, skip: bool) -> bool
 def _default_reason(step: Step, state: State) -> str:
     if fixed := step.fixed(state):
         return str(fixed)
+    if unneeded := state.unneeded(step.topic):
+        return unneeded
     return f"{step.how.value}: {step.reason}" if step.reason else "not needed"
 
 
@@ -259,6 +267,8 @@ def _end(
 
 def _print(found: Port, tally: Tally, written: list[str], dry_run: bool) -> None:
     name = found.state.name
+    for line in _of_probes(found.state):
+        out.print(line, markup=False)
     for step in found.steps:
         out.print(f"{step.path or step.own.path}: {step.summary}", markup=False)
         for part in () if step.how.stops else step.parts:
@@ -280,6 +290,23 @@ def _print(found: Port, tally: Tally, written: list[str], dry_run: bool) -> None
         )
 
 
+def _of_probes(state: State) -> Iterator[str]:
+    """What the probes say of the release as upstream has it."""
+    if not state.probes:
+        return
+    said = list(state.probes.values())
+    counts = {
+        "needed": sum(one.is_needed is True for one in said),
+        "no longer needed": sum(one.is_needed is False for one in said),
+        "cannot be told": sum(one.is_needed is None for one in said),
+    }
+    told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+    yield f"{counted(len(said), 'topic')} probed on stock {state.name}: {told}"
+    for one in said:
+        if one.is_needed is not True:
+            yield f"  {one.topic}: {one.of_stock(state.name)}"
+
+
 def _others(found: Port) -> str:
     """What became of the patches that are not applied."""
     skipped = sum(step.how is How.SKIPPED for step in found.steps)
@@ -297,7 +324,7 @@ def _stop(found: Port, step: Step, tree: Path | None, dry_run: bool) -> NoReturn
     if tree:
         err.print(f"Solve it in {tree} (git status), and git add it, then:\n  {_CONTINUE}",
                   markup=False)  # fmt: skip
-    if step.how is How.FIXED and not dry_run:
+    if step.how.may_be_kept and not dry_run:
         err.print(f"Keep it in {name}, if upstream's fix is not enough:\n  {_CONTINUE}")
     if not dry_run:
         err.print(f"Leave {step.topic} out of {name}:\n  {_SKIP}", markup=False)
@@ -312,6 +339,8 @@ def _told(found: Port, step: Step) -> Iterator[str]:
     elif step.how is How.FIXED:
         yield f"stopped at {step.topic}: its condition for removal is met; is it needed in {name}?"
         yield step.reason
+    elif step.how is How.UNNEEDED:
+        yield f"stopped at {step.topic}: {step.reason}"
     else:
         places = len(step.conflicts)
         yield (
@@ -325,6 +354,8 @@ def _told(found: Port, step: Step) -> Iterator[str]:
         yield from (f"  {part}" for part in step.parts)
     if step.how is not How.FIXED and (fixed := step.fixed(found.state)):
         yield f"its condition for removal is met: {fixed}"
+    if step.how is not How.UNNEEDED and (said := found.state.probes.get(step.topic)):
+        yield f"by its probe it is {said.of_stock(name)}"
     if found.left:
         yield f"not tried yet: {', '.join(found.left)}"
 
@@ -335,6 +366,7 @@ def _as_json(found: Port, tally: Tally, written: list[str], tree: Path | None) -
         "release": found.state.name,
         "from": found.state.origin,
         "patches": tally.as_json(),
+        "probes": {topic: one.as_json() for topic, one in found.state.probes.items()},
         "topics": {step.topic: _step_json(step, found.state) for step in found.steps},
         "not_tried": found.left,
         "stopped": stop.topic if stop else None,

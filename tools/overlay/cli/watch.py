@@ -23,6 +23,7 @@ from overlay.releases.versions import Versions
 @click.argument("releases", nargs=-1)
 @click.option("--newer", is_flag=True, help="Also releases newer than all of VERSIONS.toml.")
 @click.option("--exit-code", is_flag=True, help="Exit with 1 if there is a new release.")
+@click.option("--no-probe", is_flag=True, help="Do not run the topics' probes on its files.")
 @click.option("--markdown", "as_markdown", is_flag=True, help="Print the body of an issue.")
 @json_option
 @pass_workspace
@@ -31,6 +32,7 @@ def watch_command(
     releases: tuple[str, ...],
     newer: bool,
     exit_code: bool,
+    no_probe: bool,
     as_markdown: bool,
     as_json: bool,
 ) -> None:
@@ -38,7 +40,8 @@ def watch_command(
 
     Final and post releases in the range of VERSIONS.toml, or those named. Each one's sdist is
     fetched and the series of the nearest older release tried on it, topic by topic: clean, at
-    an offset, already upstream, or a conflict.
+    an offset, already upstream, or a conflict. Each topic's probe, one assertion of behaviour, is
+    run on the release's own files, without a GPU: needed, no longer needed, or unknown, and why.
 
     \b
     Example:
@@ -50,7 +53,7 @@ def watch_command(
         raise click.UsageError("pass --json or --markdown, not both")
     if releases and newer:
         raise click.UsageError("name releases or pass --newer, not both")
-    found = watch.watch(workspace, releases, newer=newer)
+    found = watch.watch(workspace, releases, newer=newer, probe=not no_probe)
     if as_json:
         print_json(watch.as_json(workspace.versions, found))
     elif as_markdown:

@@ -44,6 +44,7 @@ from overlay.porting import port_state, upstreamed
 from overlay.porting.candidate import draft_release, get_candidate, nearest_release, texts_for
 from overlay.porting.port_state import Decision, State
 from overlay.porting.upstreamed import Part
+from overlay.probes.probing import on_tree
 from overlay.releases.versions import Release
 
 
@@ -56,12 +57,18 @@ class How(Enum):
     SKIPPED = "left out"
     UPSTREAM = "already upstream"
     FIXED = "fixed upstream"
+    UNNEEDED = "not needed"
     CONFLICT = "conflict"
 
     @property
     def stops(self) -> bool:
         """Whether it waits for a decision."""
-        return self in (How.UPSTREAM, How.FIXED, How.CONFLICT)
+        return self in (How.UPSTREAM, How.FIXED, How.UNNEEDED, How.CONFLICT)
+
+    @property
+    def may_be_kept(self) -> bool:
+        """Whether the decision is to keep a patch that fits."""
+        return self in (How.FIXED, How.UNNEEDED)
 
 
 @dataclass(frozen=True)
@@ -181,6 +188,13 @@ def start(workspace: Workspace, name: str, origin: str | None, date: str) -> Sta
     return State(release=release, origin=source.name, date=date)
 
 
+def probed(workspace: Workspace, state: State) -> State:
+    """The state with what the topics' probes say of the release as upstream has it."""
+    topics = [path.topic for path in workspace.series(workspace.versions.get(state.origin))]
+    found = on_tree(workspace, workspace.base(state.release), topics)
+    return state.model_copy(update={"probes": {one.topic: one for one in found.probed}})
+
+
 def replay(
     workspace: Workspace, state: State, done: Callable[[str], None] = lambda _: None
 ) -> Port:
@@ -237,11 +251,13 @@ def _port_one(workspace: Workspace, state: State, scratch: Path, head: str, own:
     if decision.reason is not None:
         return Step(own, How.SKIPPED, reason=decision.reason)
     step = _try(workspace, state, scratch, head, own)
-    if decision.keep or step.how.stops or not (fixed := step.fixed(state)):
+    fixed, unneeded = step.fixed(state), state.unneeded(own.path.topic)
+    if decision.keep or step.how.stops or not (fixed or unneeded):
         return step
     # It may fit all the same, beside upstream's own fix: a person has to look.
-    reason = f"{fixed}; as a patch it is {step.summary}"
-    return replace(step, how=How.FIXED, path=None, text=None, reason=reason)
+    how = How.FIXED if fixed else How.UNNEEDED
+    reason = f"{fixed or unneeded}; as a patch it is {step.summary}"
+    return replace(step, how=how, path=None, text=None, reason=reason)
 
 
 def _try(workspace: Workspace, state: State, scratch: Path, head: str, own: Applied) -> Step:

@@ -17,6 +17,7 @@ from overlay.base import atomic, plain_file
 from overlay.base.errors import Exit, OverlayError
 from overlay.base.models import first_problem
 from overlay.base.project import Project
+from overlay.probes.probing import Probed
 from overlay.releases.versions import Release
 
 FOLDER = Path("work", "port")
@@ -50,6 +51,8 @@ class State(BaseModel):
     """For Last-Update of new texts, YYYY-MM-DD."""
     decisions: Mapping[str, Decision] = {}
     """By topic."""
+    probes: Mapping[str, Probed] = {}
+    """What each topic's probe says of the release as upstream has it, if they were run."""
     stopped: str | None = None
     """The topic that waits for a decision, as last told; for people."""
 
@@ -57,6 +60,11 @@ class State(BaseModel):
     def name(self) -> str:
         """The release's version."""
         return self.release.name
+
+    def unneeded(self, topic: str) -> str:
+        """Why a topic is no longer needed, by its probe; empty if it is, or nothing tells."""
+        said = self.probes.get(topic)
+        return said.of_stock(self.name) if said and said.is_needed is False else ""
 
     def deciding(self, topic: str, decision: Decision) -> State:
         """This state with a decision more."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from overlay.base.console import log_for
 from overlay.base.errors import Exit, OverlayError
@@ -29,6 +29,7 @@ from overlay.porting.candidate import (
     shown_status,
     try_topics,
 )
+from overlay.probes.probing import Probing, on_tree
 from overlay.releases.versions import PinnedFile, Versions
 
 #: Characters of a conflict in Markdown: an issue's body has a limit.
@@ -49,6 +50,8 @@ class Found:
     aarch64: PinnedFile | None = None
     needs: Needs | None = None
     attempts: tuple[Attempt, ...] = ()
+    probing: Probing = field(default_factory=Probing)
+    """What the topics' probes say of it."""
     problems: tuple[str, ...] = ()
     """Why something of it could not be looked at."""
 
@@ -68,9 +71,11 @@ class Found:
 
 
 def watch(
-    workspace: Workspace, names: Sequence[str] = (), *, newer: bool = False
+    workspace: Workspace, names: Sequence[str] = (), *, newer: bool = False, probe: bool = True
 ) -> tuple[Found, ...]:
     """The new releases named, or all of them; see `candidate.find` and `candidate.try_topics`.
+
+    With `probe`, the topics' probes are run on each: whether they are still needed there.
 
     Raises:
         OverlayError: an index does not answer, there is no new release of a name, or the
@@ -81,12 +86,12 @@ def watch(
     else:
         candidates = find_candidates(workspace, newer=newer)
     return tuple(
-        _look(workspace, one, f"{number} of {len(candidates)}")
+        _look(workspace, one, f"{number} of {len(candidates)}", probe)
         for number, one in enumerate(candidates, 1)
     )
 
 
-def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
+def _look(workspace: Workspace, one: Candidate, place: str, probe: bool) -> Found:
     origin = nearest_release(workspace.versions, one.version)
     log_for(one.name).info("new release %s: trying the series of %s", place, origin.name)
     listed = len(workspace.apply(origin).require().applied)  # a fault of our own is no finding
@@ -94,8 +99,11 @@ def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
     problems: list[str] = []
     sdist, wheel, aarch64, needs = None, None, None, None
     attempts: tuple[Attempt, ...] = ()
+    probing = Probing()
     try:
         sdist, commit = fetch_sdist(workspace, one)
+        topics = [path.topic for path in workspace.series(origin)]
+        probing = on_tree(workspace, commit, topics) if probe else probing
         attempts = try_topics(workspace, one.name, commit)
         tally = Tally(_applied(workspace, commit, attempts), listed)
         needs = needs_of(workspace, one.name, commit)
@@ -105,7 +113,8 @@ def _look(workspace: Workspace, one: Candidate, place: str) -> Found:
         wheel, aarch64 = pin_wheel(workspace, one), pin_aarch64(workspace, one)
     except OverlayError as error:
         problems.append(_reported(error))
-    return Found(one, origin.name, tally, sdist, wheel, aarch64, needs, attempts, tuple(problems))
+    return Found(one, origin.name, tally, sdist, wheel, aarch64, needs, attempts, probing,
+                 tuple(problems))  # fmt: skip
 
 
 def _applied(workspace: Workspace, commit: str, attempts: Sequence[Attempt]) -> int:
@@ -150,6 +159,7 @@ def _as_json(one: Found) -> dict[str, object]:
                 "offsets": attempt.applied.offsets,
                 "detail": detail(attempt),
                 "removal_met": removal(one, attempt),
+                "probe": said.as_json() if (said := one.probing.find(attempt.path.topic)) else None,
             }
             for attempt in one.attempts
         },
@@ -180,6 +190,9 @@ def facts(one: Found) -> Iterator[tuple[str, str]]:
         yield "problem", problem
     yield "topics", f"{one.summary} (series of {one.nearest})"
     yield "patches", f"{one.tally} as is"
+    unneeded = [said.topic for said in one.probing.probed if said.is_needed is False]
+    if unneeded:
+        yield "not needed", f"by their probes, no longer: {', '.join(unneeded)}"
 
 
 def nothing(versions: Versions) -> str:
@@ -222,6 +235,8 @@ def details_of(one: Found, attempt: Attempt) -> Iterator[str]:
         yield more
     if met := removal(one, attempt):
         yield f"its condition for removal is met: {met}"
+    if said := one.probing.find(attempt.path.topic):
+        yield said.of_stock(one.name)
 
 
 def _code(text: str) -> str:

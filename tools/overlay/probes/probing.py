@@ -71,11 +71,11 @@ class Probed(BaseModel):
         if self.verdict is Verdict.RIGHT:
             return f"no longer needed: it passes its test on stock {release}"
         words = {Verdict.ABSENT: "no longer needed", Verdict.WRONG: "needed"}
-        return f"{words.get(self.verdict, 'cannot tell whether it is needed')}: {self.why}"
+        return f"{words.get(self.verdict, 'unknown')}: {self.why}"
 
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
-        return {**self.model_dump(mode="json", exclude={"topic"}), "needed": self.is_needed}
+        return {"verdict": self.verdict.value, "why": self.why or None, "needed": self.is_needed}
 
 
 @dataclass(frozen=True)
@@ -117,12 +117,17 @@ class Probing:
     def as_json(self) -> dict[str, Any]:
         """For scripts."""
         return {
-            "topics": {one.topic: one.as_json() for one in self.probed},
+            "topics": {
+                one.topic: {
+                    "verdict": one.verdict.value, "why": one.why or None, "seconds": one.seconds
+                }
+                for one in self.probed
+            },
             "torch": self.torch or None,
             "import_seconds": self.import_seconds,
             "seconds": self.seconds,
             "problem": self.problem or None,
-        }
+        }  # fmt: skip
 
 
 def in_environment(executable: str, site: Path, topics: Sequence[str]) -> Probing:

@@ -169,7 +169,8 @@ class Unit:
             for bound in set(_bound(statement)):
                 self._by_name.setdefault(bound, []).append(statement)
         self._module = ModuleType(name)
-        self._done, self._instead = set[int](), dict[str, Any]()
+        self._done, self._under_way = set[int](), set[str]()
+        self._instead: dict[str, Any] = {}
         package = name if path.name == "__init__.py" else name.rpartition(".")[0]
         vars(self._module).update(
             {
@@ -243,12 +244,14 @@ class Unit:
         return False
 
     def _define(self, name: str) -> None:
-        if name in self._instead:
+        if name in self._instead or name in self._under_way:
             return
+        self._under_way.add(name)
         for statement in self._by_name.get(name, ()):
             if id(statement) not in self._done:
                 self._done.add(id(statement))
                 self._run(statement)
+        self._under_way.discard(name)
 
     def _run(self, statement: ast.stmt) -> None:
         """Execute a statement, after what it needs for that, and before what it calls later."""
@@ -407,8 +410,17 @@ def _postpones(source: ast.Module) -> bool:
     )
 
 
+def _changed(node: ast.expr) -> Iterator[str]:
+    """The name of which an item or an attribute is set, or a method called."""
+    inner = node
+    while isinstance(inner, (ast.Attribute, ast.Subscript)):
+        inner = inner.value
+    if inner is not node and isinstance(inner, ast.Name):
+        yield inner.id
+
+
 def _bound(statement: ast.stmt) -> Iterator[str]:
-    """The names that a statement binds at the top of its module."""
+    """The names that a statement at the top of its module binds, or changes the value of."""
     if isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
         yield statement.name
     elif isinstance(statement, ast.Import):
@@ -416,7 +428,12 @@ def _bound(statement: ast.stmt) -> Iterator[str]:
     elif isinstance(statement, ast.ImportFrom):
         if statement.module != "__future__":
             yield from (alias.asname or alias.name for alias in statement.names)
+    elif isinstance(statement, ast.Expr):
+        if isinstance(statement.value, ast.Call):
+            yield from _changed(statement.value.func)
     elif isinstance(statement, (ast.Assign, ast.AnnAssign, ast.AugAssign)):
+        for target in getattr(statement, "targets", ()):
+            yield from _changed(target)
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 yield node.id
