@@ -122,6 +122,17 @@ def test_duplicate_columns_of_a_scatter() -> None:
     assert least.tolist() == [[6, 5]]
 
 
+@pytest.mark.parametrize(
+    ("metadata", "version"),
+    [("Requires-Dist: torch==2.9.0\n", (2, 9)), ("Requires-Dist: torchaudio==2.9.0\n", ())],
+)
+def test_which_torch_a_tree_is_pinned_to(
+    tmp_path: Path, metadata: str, version: tuple[int, ...]
+) -> None:
+    (tmp_path / "PKG-INFO").write_text(f"Metadata-Version: 2.1\n{metadata}")
+    assert Tree(tmp_path, Torch()).torch_version == version
+
+
 def test_a_loose_object_is_false_but_for_what_it_is_given() -> None:
     loose = Loose(given=3)
     assert loose.given == 3

@@ -147,6 +147,7 @@ def on_tree(workspace: Workspace, commit: str, topics: Sequence[str]) -> Probing
     if (known := _read(kept)) is not None:
         return known
     paths = [path for path in listed if path.startswith("vllm/") and path.endswith(".py")]
+    paths += [path for path in ("PKG-INFO",) if path in listed]
     with tempfile.TemporaryDirectory(prefix="vllm-overlay-") as name:
         folder = Path(name)
         for path, data in store.show_many(commit, paths).items():

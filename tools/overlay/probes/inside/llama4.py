@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from .tree import Tree, UnknownError
+from .tree import Loose, Tree, UnknownError
 
 CHUNK, MAX_LEN, BLOCK, HEADS, HEAD_SIZE = 4, 16, 2, 2, 32
 LLAMA4 = "vllm.model_executor.models.llama4"
@@ -18,6 +18,8 @@ def engine_config(tree: Tree) -> Any:
         attention_chunk_size=CHUNK,
         max_model_len=MAX_LEN,
         dtype=tree.torch.bfloat16,
+        model="llama4",
+        tokenizer="llama4",
         quantization=None,
         is_multimodal_model=True,
         model_impl="auto",
@@ -36,7 +38,7 @@ def engine_config(tree: Tree) -> Any:
                                      calculate_kv_scales=False),
         scheduler_config=SimpleNamespace(max_num_seqs=2, max_num_batched_tokens=MAX_LEN,
                                          chunked_prefill_enabled=True),
-        parallel_config=SimpleNamespace(pipeline_parallel_size=1),
+        parallel_config=Loose(pipeline_parallel_size=1),
         compilation_config=SimpleNamespace(static_forward_context={}, full_cuda_graph=False),
         speculative_config=None,
     )  # fmt: skip

@@ -15,6 +15,7 @@ import __future__
 import ast
 import builtins
 import importlib
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -308,6 +309,22 @@ class Tree:
             if file.is_file():
                 return file
         return None
+
+    def text(self, module: str) -> str:
+        """The source of a module; empty if there is none."""
+        file = self.path(module)
+        return "" if file is None else file.read_text("utf-8")
+
+    @property
+    def torch_version(self) -> tuple[int, ...]:
+        """Major and minor version of the torch that is there, or that the tree is pinned to; empty
+        if nothing tells."""
+        stated = str(getattr(self.torch, "__version__", ""))
+        metadata = self.root / "PKG-INFO"
+        if not stated and metadata.is_file():
+            found = re.search(r"^Requires-Dist: torch==([\d.]+)", metadata.read_text("utf-8"), re.M)
+            stated = found[1] if found else ""
+        return tuple(int(part) for part in stated.split(".")[:2] if part.isdigit())
 
     def unit(self, module: str) -> Unit:
         """A module, to take names from.

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from .llama4 import CHUNK, HEAD_SIZE, HEADS, LLAMA4, chunked_layer, engine_config
+from .llama4 import BLOCK, CHUNK, HEAD_SIZE, HEADS, LLAMA4, chunked_layer, engine_config
 from .tree import AbsentError, Base, Loose, Probes, Tree, Unit, UnknownError, WrongError, demand
 
 PROBES = Probes()
-BLOCK = 2
 #: Tokens of the one prompt, and the chunks that they are in.
 PROMPT, CUT = 10, [4, 4, 2]
 BACKENDS = "vllm.attention.backends."
@@ -310,6 +309,8 @@ def engine_selection(tree: Tree) -> None:
     """The engine refuses what is not right: V0 FlashInfer; where there is no V0, fp8_e5m2 with
     FlashAttention."""
     has_v0 = tree.path("vllm.worker.worker") is not None
+    if not has_v0 and "def validate_configuration" in tree.text(f"{BACKENDS}abstract"):
+        raise UnknownError("each backend checks what it is asked for, where it is chosen")
     selection = "vllm.engine.chunked_local_selection"
     chosen = tree.with_(
         selection,
@@ -322,7 +323,11 @@ def engine_selection(tree: Tree) -> None:
     if chosen.path(selection) is not None:
         chosen.unit(selection).set(find_spec=chosen.path)
     unit = chosen.unit("vllm.engine.arg_utils")
-    unit.set(maybe_override_with_speculators=lambda **_: ("llama4", "llama4", None))
+    unit.set(
+        maybe_override_with_speculators=lambda **_: ("llama4", "llama4", None),
+        is_cloud_storage=lambda _: False,
+        is_gguf=lambda _: False,
+    )
     create = unit.method("EngineArgs", "create_engine_config")
     engine = Engine(config=engine_config(tree), kv_cache_dtype="auto" if has_v0 else "fp8_e5m2")
     asked = {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "FLASHINFER"}

@@ -34,6 +34,9 @@ def cdiv(a: Any, b: Any) -> Any:
     return -(a // -b)
 
 
+CDIV = {"vllm__utils__cdiv": cdiv, "vllm__utils__math_utils__cdiv": cdiv}
+
+
 def require_backends_do_it(tree: Tree) -> None:
     """Nothing, if each V1 backend has to attend within chunks by itself.
 
@@ -95,7 +98,7 @@ def demand_local(tree: Tree, module: str, cls: str) -> None:
 def local_attention_clip(tree: Tree) -> None:
     """A last chunk past the block table is cut where the table ends."""
     torch = tree.torch
-    tree = tree.with_(vllm__utils__cdiv=cdiv)
+    tree = tree.with_(**CDIV)
     modules = [one for one in (UTILS, f"{BACKENDS}flash_attn") if tree.path(one)]
     name = "make_local_attention_virtual_batches"
     unit = next((unit for one in modules if name in (unit := tree.unit(one))), None)
@@ -176,7 +179,7 @@ class MetadataBuilder(Builder):
 @PROBES.add
 def v1_flashinfer_buffers(tree: Tree) -> None:
     """FlashInfer's buffers have room for all chunks that a batch can be cut into."""
-    tree = tree.with_(UTILS, vllm__utils__cdiv=cdiv)
+    tree = tree.with_(UTILS, **CDIV)
     unit = tree.unit(f"{BACKENDS}flashinfer")
     unit.set(
         cdiv=cdiv,
@@ -188,6 +191,8 @@ def v1_flashinfer_buffers(tree: Tree) -> None:
         can_use_trtllm_attention=lambda *_: False,
         flashinfer_disable_q_quantization=lambda: True,
         FlashInferBackend=Loose(),
+        vllm_is_batch_invariant=lambda: False,
+        get_dcp_group=lambda: SimpleNamespace(world_size=1, rank_in_group=0),
     )
     config = engine_config(tree)
     config.compilation_config = Loose(cudagraph_mode=Loose(decode_mode=lambda: None))
@@ -233,7 +238,7 @@ def v1_flashinfer_local(tree: Tree) -> None:
     require_backends_do_it(tree)
     torch, local = tree.torch, f"{BACKENDS}flashinfer_local"
     real = [f"{BACKENDS}flashinfer", f"{BACKENDS}flash_attn", UTILS, local]
-    tree = tree.with_(*(one for one in real if tree.path(one)), vllm__utils__cdiv=cdiv)
+    tree = tree.with_(*(one for one in real if tree.path(one)), **CDIV)
     unit = tree.unit(f"{BACKENDS}flashinfer")
     planned: list[Plan] = []
     unit.take("FlashInferMetadataBuilder")._plan = lambda _, plan: planned.append(plan)
@@ -259,7 +264,7 @@ def v1_flashinfer_local(tree: Tree) -> None:
 def v1_flex_block_table(tree: Tree) -> None:
     """A block that a row names twice has the place where it comes first."""
     torch = tree.torch
-    find = tree.with_(vllm__utils__cdiv=cdiv).unit(f"{BACKENDS}flex_attention").take(
+    find = tree.with_(**CDIV).unit(f"{BACKENDS}flex_attention").take(
         "physical_to_logical_mapping"
     )  # fmt: skip
     # A sequence of 10 tokens in the blocks 8, 7, 6; what lies behind is a former request's.
@@ -289,9 +294,21 @@ def without_dynamo(tree: Tree, compiled: Callable[..., Any]) -> Iterator[None]:
         yield
 
 
+def require_masks_by_torch(tree: Tree) -> None:
+    """Nothing, if create_block_mask makes the masks of causal attention.
+
+    Raises:
+        AbsentError: they are built directly, which upstream does from torch 2.9 on.
+    """
+    is_direct = "direct_build" in tree.text(f"{BACKENDS}flex_attention")
+    if is_direct and tree.torch_version >= (2, 9):
+        raise AbsentError("from torch 2.9 on it builds the masks of causal attention directly")
+
+
 @PROBES.add
 def v1_flex_mask_graphs(tree: Tree) -> None:
     """No CUDA graph holds the masks of a step."""
+    require_masks_by_torch(tree)
     modes: list[Any] = []
 
     def compiled(function: Any, *_: Any, mode: Any = None, **__: Any) -> Any:
@@ -318,7 +335,8 @@ def ask(*_: Any, **__: Any) -> Any:
 @PROBES.add
 def v1_flex_causal_masks(tree: Tree) -> None:
     """The block mask of causal attention is made without create_block_mask."""
-    torch, tree = tree.torch, tree.with_(vllm__utils__cdiv=cdiv)
+    require_masks_by_torch(tree)
+    torch, tree = tree.torch, tree.with_(**CDIV)
     unit = tree.unit(f"{BACKENDS}flex_attention")
     made: dict[str, Any] = {}
 
@@ -358,6 +376,17 @@ def v1_flex_local(tree: Tree) -> None:
         demand_local(tree, "flex_attention", "FlexAttentionImpl")
 
 
+class Supporting(MetadataBuilder):
+    """In place of a builder that supports full CUDA graphs, in the ways that releases ask it."""
+
+    cudagraph_support = _cudagraph_support = "always"
+
+    @classmethod
+    def get_cudagraph_support(cls, *_: Any) -> Any:
+        """The same."""
+        return cls._cudagraph_support
+
+
 @PROBES.add
 def v1_full_graph_local(tree: Tree) -> None:
     """Full CUDA graphs are refused for a model with chunks."""
@@ -369,12 +398,11 @@ def v1_full_graph_local(tree: Tree) -> None:
     utils.set(AttentionMetadataBuilder=MetadataBuilder)
     made = tree.unit(CHUNKED).take("create_chunked_local_attention_backend")
     never = utils.take("AttentionCGSupport").NEVER
-    builder = made(Backend, CHUNK, BLOCK).get_builder_cls()
-    for name in ("cudagraph_support", "_cudagraph_support"):
-        if hasattr(builder, name):
-            demand(getattr(builder, name) is never, "full CUDA graphs replay a step's chunks")
-            return
-    raise WrongError("nothing says that chunks cannot be in a full CUDA graph")
+    backend = type("Any", (Backend,), {"get_builder_cls": staticmethod(lambda: Supporting)})
+    builder = made(backend, CHUNK, BLOCK).get_builder_cls()
+    told = (builder.cudagraph_support, builder._cudagraph_support,
+            builder.get_cudagraph_support(None, None))  # fmt: skip
+    demand(never in told, "nothing says that chunks cannot be in a full CUDA graph")
 
 
 def _refused_by_config(tree: Tree) -> None:
