@@ -26,6 +26,7 @@ from made_upstream import (
     double,
     git,
     make_releases,
+    pin,
     release,
     snapshot,
 )
@@ -140,6 +141,88 @@ def test_an_older_release_gets_texts_of_its_own(run: Run, upstream: Upstream) ->
     assert ran.status == 0, ran.err
     listed = (upstream.patches / "series/0.9.5").read_text()
     assert listed == "attention-signatures/0.9.5.patch\nscale/0.9.5.patch\n"
+    assert run("validate", "--all").status == 0
+
+
+def controlled(upstream: Upstream, name: str, changes: dict[str, str]) -> str:
+    """Have VERSIONS.toml list a release as a control, out of its range. Returns its text."""
+    release(upstream, name, changes)
+    file = upstream.root / "VERSIONS.toml"
+    text = file.read_text().replace(">=1.0,<2", ">=1.0,<1.2")
+    sdist = upstream.served / f"vllm-{name}.tar.gz"
+    wheel = upstream.served / f"vllm-{name}-cp38-abi3-manylinux_2_31_x86_64.whl"
+    text += (
+        f'\n# Patched by nobody.\n[releases."{name}"]\ntag = "v{name}"\nstatus = "control"\n'
+        '# What it was tried with.\nconstraints = ["setuptools"]\nrequires_python = ">=3.9"\n'
+        f'torch = "2.6.0"\nxformers = "0.0.29"\nupstream_tree = "{"0" * 40}"\n'
+        + pin(sdist, "sdist", name)
+        + pin(wheel, "wheel", name)
+        + "# The end.\n"
+    )
+    file.write_text(text)
+    upstream.lock()
+    return file.read_text()
+
+
+def test_a_control_is_promoted_and_the_range_widened(run: Run, upstream: Upstream) -> None:
+    text = controlled(upstream, "1.2", {"vllm/attention.py": IMPL})
+    for file in upstream.served.iterdir():
+        if not file.name.endswith(".tar.gz"):
+            file.unlink()
+    control = upstream.workspace().versions.get("1.2")
+    ran = run(*TO, flags=("--offline",))  # its pins are known
+    assert ran.status == 0, ran.err
+    assert "1.2: 2 of 2 patches applied, as 1.1 lists them\n" in ran.out
+    assert "1.2 was a control, and is affected now\n" in ran.out
+    assert "upstream.range: >=1.0,<1.2 becomes >=1.0,<1.3\n" in ran.out
+    assert "constraints of the nearest release" not in ran.out
+    listed = sound(run, upstream)
+    assert (listed.status, listed.revision, listed.series) == ("affected", 1, "series/1.2")
+    same = ("tag", "torch", "xformers", "constraints", "upstream_tree", "sdist", "wheel")
+    assert [getattr(listed, key) for key in same] == [getattr(control, key) for key in same]
+    after = (upstream.root / "VERSIONS.toml").read_text()
+    assert after.partition('[releases."1.2"]')[0] == text.partition('[releases."1.2"]')[0].replace(
+        ">=1.0,<1.2", ">=1.0,<1.3"
+    )
+    assert after.endswith("# The end.\n")
+    assert after.count("# What it was tried with.\n") == 1
+
+
+def test_a_control_whose_port_stops_stays_one_until_the_end(run: Run, upstream: Upstream) -> None:
+    controlled(upstream, "1.2", CONFLICTING)
+    before = snapshot(upstream)
+    ran = run(*TO, "--json")
+    assert ran.status == 5
+    assert (said := json.loads(ran.out))["was_control"]
+    assert said["range"] == ">=1.0,<1.3"
+    assert snapshot(upstream) == before
+    solve(tree_of(upstream))
+    assert run("port", "--continue").status == 0
+    assert sound(run, upstream).is_patched
+
+
+def test_a_control_that_is_no_table_of_its_own(run: Run, upstream: Upstream) -> None:
+    text = controlled(upstream, "1.2", {"vllm/attention.py": IMPL})
+    (upstream.root / "VERSIONS.toml").write_text(
+        text.replace('[releases."1.2"]', "[releases.'1.2']")
+    )
+    before = snapshot(upstream)
+    ran = run(*TO)
+    assert (ran.status, "cannot change the entry of 1.2" in ran.err) == (1, True)
+    assert snapshot(upstream) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"), [("0.8.9", ">=0.8.9,<2"), ("2.0", ">=1.0,<2.1"), ("2.3.1", ">=1.0,<2.3.2")]
+)
+def test_a_release_out_of_the_range_widens_it(
+    run: Run, upstream: Upstream, name: str, wanted: str
+) -> None:
+    release(upstream, name, {"vllm/attention.py": IMPL})
+    ran = run("port", "--to", name)
+    assert ran.status == 0, ran.err
+    assert f"upstream.range: >=1.0,<2 becomes {wanted}\n" in ran.out
+    assert upstream.workspace().versions.upstream.range == wanted
     assert run("validate", "--all").status == 0
 
 
@@ -520,8 +603,7 @@ def test_the_way_on_is_told(run: Run, upstream: Upstream) -> None:
         (("--skip", "--because", "two\nlines"), 2, "--because goes with --skip"),
         (("--to", "1.9"), 2, "no new release '1.9'"),
         (("--to", "1.1"), 2, "Change its patches with 'vllm-overlay edit 1.1'"),
-        (("--to", "0.9"), 2, "lists it as a control"),
-        (("--to", "2.0"), 2, "upstream.range of VERSIONS.toml is >=1.0,<2"),
+        (("--to", "1.8"), 2, "upstream.range of VERSIONS.toml has !=1.8"),
         (("--to", "1.2", "--from", "7"), 2, "unknown release '7'"),
         (("--to", "1.2", "--from", "0.9"), 2, "has no patches"),
         (("--to", "1.2", "--date", "soon"), 2, "is no date"),
@@ -531,7 +613,8 @@ def test_wrong_usage(
     run: Run, upstream: Upstream, arguments: tuple[str, ...], status: int, told: str
 ) -> None:
     release(upstream, "1.2")
-    release(upstream, "2.0")
+    release(upstream, "1.8")
+    change(upstream.root / "VERSIONS.toml", ">=1.0,<2", ">=1.0,!=1.8,<2")
     before = snapshot(upstream)
     ran = run("port", *arguments)
     assert ran.status == status

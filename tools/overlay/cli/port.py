@@ -25,7 +25,7 @@ from overlay.patches.range_diff import Section
 from overlay.patches.tally import Tally
 from overlay.patches.workspace import Workspace
 from overlay.porting import port, port_state, port_tree
-from overlay.porting.port import How, Port, Step
+from overlay.porting.port import How, Listing, Port, Step
 from overlay.porting.port_state import Decision, State
 
 _CONTINUE = "vllm-overlay port --continue"
@@ -34,7 +34,8 @@ _ABORT = "vllm-overlay port --abort"
 
 
 @click.command(epilog=EPILOG)
-@click.option("--to", "release", metavar="RELEASE", help="A release that is not listed yet.")
+@click.option("--to", "release", metavar="RELEASE",
+              help="A release that is not listed yet, or a control.")  # fmt: skip
 @click.option("--from", "origin", metavar="RELEASE",
               help="Whose series is ported; the nearest older one if not given.")  # fmt: skip
 @click.option("--continue", "go_on", is_flag=True, help="Go on: the conflict is solved.")
@@ -66,6 +67,9 @@ def port_command(
     as_json: bool,
 ) -> None:
     """Add a release to VERSIONS.toml and port the patches of another one to it.
+
+    A control that VERSIONS.toml lists is affected from then on, with the pins that it has there;
+    where the release is out of upstream.range, that is widened.
 
     Files that apply are shared; what does not is merged three ways into a file of its own. It
     stops at a conflict, with a git work tree to solve it in, and at a topic that upstream has
@@ -239,6 +243,7 @@ def _end(
 ) -> None:
     """Write the port, or tell where it stopped."""
     step, name, tree = found.stop, found.state.name, None
+    listing = port.listing(workspace, found.state.release)
     files: dict[str, bytes | None] = {}
     if step is None:
         files = port.files(workspace, found)
@@ -256,16 +261,16 @@ def _end(
     tally = found.tally(workspace.store)
     if as_json:
         told = {"range_diff": range_diff.as_json([section])} if section else {}
-        print_json({**_as_json(found, tally, written, tree), **told})
+        print_json({**_as_json(found, tally, listing, written, tree), **told})
     else:
         for line in range_diff.text([section], [name]) if section else ():
             out.print(line, markup=False)
-        _print(found, tally, written, dry_run)
+        _print(found, tally, listing, written, dry_run)
     if step is not None:
         _stop(found, step, tree, dry_run)
 
 
-def _print(found: Port, tally: Tally, written: list[str], dry_run: bool) -> None:
+def _print(found: Port, tally: Tally, listing: Listing, written: list[str], dry_run: bool) -> None:
     name = found.state.name
     for line in _of_probes(found.state):
         out.print(line, markup=False)
@@ -277,7 +282,11 @@ def _print(found: Port, tally: Tally, written: list[str], dry_run: bool) -> None
     verb = "would be written" if dry_run else "written"
     for path in written:
         out.print(f"{path}: {verb}", markup=False)
-    if written and found.state.release.constraints:
+    if written and listing.was_control:
+        out.print(f"{name} was a control, and is affected now", markup=False)
+    if written and listing.range != listing.old_range:
+        out.print(f"upstream.range: {listing.old_range} becomes {listing.range}", markup=False)
+    if written and found.state.release.constraints and not listing.was_control:
         listed = ", ".join(found.state.release.constraints)
         out.print(f"constraints of the nearest release, to be checked: {listed}", markup=False)
     if written and not dry_run:
@@ -360,11 +369,15 @@ def _told(found: Port, step: Step) -> Iterator[str]:
         yield f"not tried yet: {', '.join(found.left)}"
 
 
-def _as_json(found: Port, tally: Tally, written: list[str], tree: Path | None) -> dict[str, Any]:
+def _as_json(
+    found: Port, tally: Tally, listing: Listing, written: list[str], tree: Path | None
+) -> dict[str, Any]:
     stop = found.stop
     return {
         "release": found.state.name,
         "from": found.state.origin,
+        "was_control": listing.was_control,
+        "range": listing.range,
         "patches": tally.as_json(),
         "probes": {topic: one.as_json() for topic, one in found.state.probes.items()},
         "topics": {step.topic: _step_json(step, found.state) for step in found.steps},

@@ -1,4 +1,4 @@
-"""A release's entry in the text of VERSIONS.toml, as `port` adds it."""
+"""A release's entry in the text of VERSIONS.toml, as `port` adds it or has a control patched."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import json
 import re
 from collections.abc import Iterator
 
+import tomlkit
 from packaging.version import InvalidVersion, Version
 
+from overlay.base.errors import Exit, OverlayError
 from overlay.releases import versions
 from overlay.releases.versions import PinnedFile, Release
 
@@ -27,6 +29,37 @@ def insert(text: str, release: Release) -> str:
     whole = added.rstrip("\n") + "\n"
     versions.parse(whole, "VERSIONS.toml with it")
     return whole
+
+
+def promote(text: str, release: Release) -> str:
+    """The VERSIONS.toml `text` with the control that it lists as `release`, which is patched.
+
+    Comments and the pins of its files stay as they are.
+
+    Raises:
+        OverlayError: the file is written in a way that leaves no place for it.
+    """
+    table = rf'^\[releases\."{re.escape(release.name)}"\]\n(?:(?!\[).*\n)*'
+    found = re.search(table, text, re.MULTILINE)
+    if found:
+        head = render(release).partition(f'[releases."{release.name}".')[0]
+        comments = "".join(re.findall(r"^\s*#.*\n", found[0], re.MULTILINE))
+        whole = text[: found.start()] + head + comments + text[found.end() :]
+        if versions.parse(whole, "VERSIONS.toml with it").get(release.name) == release:
+            return whole
+    raise OverlayError(
+        f"cannot change the entry of {release.name}",
+        "VERSIONS.toml does not have it as a table of its own, as the others are",
+        "Write it as the others are",
+        Exit.PROBLEMS,
+    )
+
+
+def widen(text: str, wanted: str) -> str:
+    """The VERSIONS.toml `text` with `wanted` for `upstream.range`; the rest stays as it is."""
+    document = tomlkit.parse(text)
+    document["upstream"]["range"] = wanted  # type: ignore[index]
+    return tomlkit.dumps(document)
 
 
 def _place(text: str, version: Version) -> int:

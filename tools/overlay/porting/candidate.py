@@ -304,6 +304,15 @@ def draft_release(workspace: Workspace, candidate: Candidate) -> Release:
         raise _no_metadata(candidate.name, error.errors()[0]["msg"]) from error
 
 
+def promoted(control: Release) -> Release:
+    """The control as VERSIONS.toml would list it to be patched, but for the tree after its series.
+
+    Its pins stay: they were checked when it was listed.
+    """
+    fields = {"status": "affected", "revision": 1, "series": f"series/{control.name}"}
+    return Release.model_validate({**control.model_dump(), **fields, "tree": UNKNOWN_TREE})
+
+
 def nearest_release(versions: Versions, version: Version) -> Release:
     """The newest release with a series that is not newer than `version`; else the oldest one.
 

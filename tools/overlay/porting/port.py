@@ -1,4 +1,4 @@
-"""A series ported to a release that VERSIONS.toml does not list yet.
+"""A series ported to a release that VERSIONS.toml does not list yet, or as a control.
 
 Topic by topic, in the order of the release it is ported from: an existing file of the topic that
 applies is shared; else that release's patch is merged three ways, and what comes out is a file of
@@ -41,7 +41,13 @@ from overlay.patches.trial import copy_patches
 from overlay.patches.validate import validate
 from overlay.patches.workspace import Workspace
 from overlay.porting import port_state, upstreamed
-from overlay.porting.candidate import draft_release, get_candidate, nearest_release, texts_for
+from overlay.porting.candidate import (
+    draft_release,
+    get_candidate,
+    nearest_release,
+    promoted,
+    texts_for,
+)
 from overlay.porting.port_state import Decision, State
 from overlay.porting.upstreamed import Part
 from overlay.probes.probing import on_tree
@@ -150,41 +156,60 @@ class Port:
         return Tally(store.count(self.base, self.head), listed)
 
 
-def start(workspace: Workspace, name: str, origin: str | None, date: str) -> State:
-    """The state of a port that was not begun: pins from the index, and where it comes from.
+@dataclass(frozen=True)
+class Listing:
+    """What becomes of VERSIONS.toml beside the fields of a series."""
+
+    was_control: bool
+    """It lists the release, which needed no patch so far."""
+    range: str
+    """Its `upstream.range`, with the release in it."""
+    old_range: str
+    """The range as it is."""
+
+
+def listing(workspace: Workspace, release: Release) -> Listing:
+    """How VERSIONS.toml comes to list `release` as a patched one.
 
     Raises:
-        OverlayError: the release is listed already, is unavailable, or is out of the range.
+        OverlayError: its range cannot be widened.
+    """
+    versions = workspace.versions
+    wanted = versions.range_with(release.version)
+    return Listing(release.name in versions.releases, wanted, versions.upstream.range)
+
+
+def start(workspace: Workspace, name: str, origin: str | None, date: str) -> State:
+    """The state of a port that was not begun: its pins, and where it comes from.
+
+    A control's pins are those of VERSIONS.toml, and another's come from the index.
+
+    Raises:
+        OverlayError: the release is patched already, is unavailable, or the range of
+            VERSIONS.toml cannot be widened to it.
     """
     versions = workspace.versions
     wanted = name.removeprefix("v")
-    if wanted in versions.releases:
-        listed = versions.releases[wanted]
+    listed = versions.releases.get(wanted)
+    if listed and listed.is_patched:
         raise OverlayError(
             f"release {wanted} is no new one",
-            "VERSIONS.toml lists it" + ("" if listed.is_patched else " as a control"),
-            f"Change its patches with 'vllm-overlay edit {wanted}'"
-            if listed.is_patched
-            else "Take its entry out to have it patched",
+            "VERSIONS.toml lists it",
+            f"Change its patches with 'vllm-overlay edit {wanted}'",
             Exit.USAGE,
         )
     source = versions.get_patched(origin) if origin else None
-    found = get_candidate(workspace, wanted)
-    if not versions.in_range(found.version):
-        raise OverlayError(
-            f"release {found.name} is not to be patched",
-            f"upstream.range of VERSIONS.toml is {versions.upstream.range}",
-            "Widen that range first",
-            Exit.USAGE,
-        )
-    release = draft_release(workspace, found)
+    release = (
+        promoted(listed) if listed else draft_release(workspace, get_candidate(workspace, wanted))
+    )
+    listing(workspace, release)
     series = workspace.project.patches / str(release.series)
     if series.exists():
         raise OverlayError(
             f"patches/{release.series} is in the way", "it exists, and no release uses it",
             "Delete it", Exit.PROBLEMS,
         )  # fmt: skip
-    source = source or nearest_release(versions, found.version)
+    source = source or nearest_release(versions, release.version)
     return State(release=release, origin=source.name, date=date)
 
 
@@ -373,14 +398,21 @@ def files(workspace: Workspace, port: Port) -> dict[str, bytes | None]:
     )
     upstream_tree = workspace.store.tree_of(workspace.base(release))
     release = release.model_copy(update={"upstream_tree": upstream_tree})
-    text = workspace.project.versions_file.read_text("utf-8")
     made: dict[str, bytes] = {
-        workspace.project.versions_file.name: entry.insert(text, release).encode(),
+        workspace.project.versions_file.name: _listed(workspace, release).encode(),
         f"patches/{release.series}": _series(port).encode(),
     }
     made |= {f"patches/{s.path}": s.text for s in port.steps if s.path and s.text is not None}
     _require_valid(workspace, release, made)
     return {**made, port_state.file(port.state.name).as_posix(): None}
+
+
+def _listed(workspace: Workspace, release: Release) -> str:
+    """The text of VERSIONS.toml with `release` in it."""
+    text, how = workspace.project.versions_file.read_text("utf-8"), listing(workspace, release)
+    if how.range != how.old_range:
+        text = entry.widen(text, how.range)
+    return entry.promote(text, release) if how.was_control else entry.insert(text, release)
 
 
 def _series(port: Port) -> str:

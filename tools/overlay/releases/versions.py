@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
+from packaging.specifiers import Specifier as Bound
 from packaging.utils import InvalidWheelFilename, parse_wheel_filename
 from packaging.version import InvalidVersion, Version
 from pydantic import (
@@ -292,6 +293,21 @@ class Versions(_Model):
         """Whether the overlay means to patch it."""
         return SpecifierSet(self.upstream.range).contains(version)
 
+    def range_with(self, version: Version) -> str:
+        """The range, with the bounds that leave `version` out moved as far as it needs.
+
+        An upper one goes to where the next release begins: 0.11.0 is in <0.11.1, as its post
+        releases are.
+
+        Raises:
+            OverlayError: something in it is no bound, such as !=0.9.1.
+        """
+        bounds = [Bound(part) for part in self.upstream.range.split(",")]
+        return ",".join(
+            str(bound) if bound.contains(version, prereleases=True) else _moved(bound, version)
+            for bound in bounds
+        )
+
     @cached_property
     def patched(self) -> tuple[Release, ...]:
         """The releases with a series, oldest first."""
@@ -363,6 +379,20 @@ class Versions(_Model):
         wanted = {get(name).name for name in names}
         pool = self.patched if patched else tuple(self.releases.values())
         return tuple(r for r in pool if not wanted or r.name in wanted)
+
+
+def _moved(bound: Bound, version: Version) -> str:
+    if bound.operator in (">", ">="):
+        return f">={version}"
+    if bound.operator in ("<", "<="):
+        *first, last = version.release
+        return f"<{'.'.join(map(str, (*first, last + 1)))}"
+    raise OverlayError(
+        f"release {version} is not to be patched",
+        f"upstream.range of VERSIONS.toml has {bound}",
+        "Change that range first",
+        Exit.USAGE,
+    )
 
 
 def ranges(names: Collection[str], order: Iterable[str]) -> str:
