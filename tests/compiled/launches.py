@@ -277,24 +277,25 @@ def v0_prefix(dtype: torch.dtype, kv_cache_dtype: str) -> None:
 def v1_triton(dtype: torch.dtype, kv_cache_dtype: str) -> None:
     """Launch V1's Triton attention: of prompts and of decodes at once since 0.9.0, apart before."""
     module = importlib.import_module("vllm.v1.attention.backends.triton_attn")
-    forward(module.TritonAttentionImpl, dtype, kv_cache_dtype)
+    forward(module.TritonAttentionBackend, dtype, kv_cache_dtype)
 
 
 def v1_tree(dtype: torch.dtype, kv_cache_dtype: str) -> None:
     """Launch V1's tree attention, of prompts and of decodes."""
     module = importlib.import_module("vllm.v1.attention.backends.tree_attn")
-    forward(module.TreeAttentionImpl, dtype, kv_cache_dtype)
+    forward(module.TreeAttentionBackend, dtype, kv_cache_dtype)
 
 
-def forward(impl: Any, dtype: torch.dtype, kv_cache_dtype: str) -> None:
-    """Run an impl of V1 on a step of decodes, and on one of prompts."""
+def forward(backend: Any, dtype: torch.dtype, kv_cache_dtype: str) -> None:
+    """Run a backend of V1 on a step of decodes, and on one of prompts."""
     layer = SimpleNamespace(
         _q_scale=One(),
+        _q_scale_float=1.0,
         _k_scale=empty(1, dtype=torch.float32)[0],
         _v_scale=empty(1, dtype=torch.float32)[0],
     )
     made = called_with(
-        impl,
+        backend.get_impl_cls(),
         num_heads=HEADS,
         head_size=HEAD_SIZE,
         scale=HEAD_SIZE**-0.5,
@@ -305,7 +306,8 @@ def forward(impl: Any, dtype: torch.dtype, kv_cache_dtype: str) -> None:
     )
     for new in (1, 32):
         step = Step(dtype, kv_cache_dtype, new)
-        cache = empty(2, BLOCKS, step.block, KV_HEADS, HEAD_SIZE, dtype=step.cache_dtype)
+        sizes = backend.get_kv_cache_shape(BLOCKS, step.block, KV_HEADS, HEAD_SIZE)
+        cache = empty(*sizes, dtype=step.cache_dtype)
         made.forward(
             layer,
             step.rows(HEADS),
@@ -324,7 +326,7 @@ class Attention:
     use: str
     run: Callable[[torch.dtype, str], None]
     module: str
-    """Of the launcher."""
+    """Of what launches it."""
     kv_cache_dtypes: tuple[str, ...] = KV_CACHE_DTYPES
 
     def is_offered(self) -> bool:
@@ -333,7 +335,7 @@ class Attention:
 
 
 ATTENTION = (
-    Attention("v0-prefix", v0_prefix, "vllm.attention.ops.prefix_prefill"),
+    Attention("v0-prefix", v0_prefix, "vllm.attention.backends.xformers"),
     Attention("v1-triton", v1_triton, "vllm.v1.attention.backends.triton_attn"),
     Attention("v1-tree", v1_tree, "vllm.v1.attention.backends.tree_attn", ("auto",)),
 )

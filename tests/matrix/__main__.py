@@ -66,12 +66,20 @@ class Unit:
         ]
 
 
+def exists(module: str) -> bool:
+    """Return whether the release has a module."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # nor has it the package
+        return False
+
+
 def set_up() -> None:
     """Install the fake GPU and load vLLM."""
     driver.install()
     torch.set_num_threads(1)
     for module in PRELOADED:
-        if importlib.util.find_spec(module.rpartition(".")[0]) is not None:
+        if exists(module):
             third_party.import_untuned(module)
     driver.offer_flash_attention()
 

@@ -21,6 +21,21 @@ def scaled_fp8_quant(
     return values.to(torch.float8_e4m3fn), scale
 
 
+def reshape_and_cache_flash(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slots: torch.Tensor,
+    *_: Any,
+) -> None:
+    """Store tokens in caches of the type that they are viewed as, as Triton's kernel does."""
+    name = next((n for n, dtype in kernels.FORMATS.items() if dtype is key_cache.dtype), "auto")
+    if name != "auto":
+        key_cache, value_cache = (cache.view(torch.uint8) for cache in (key_cache, value_cache))
+    kernels.reshape_and_cache_flash(key, value, key_cache, value_cache, slots, name)
+
+
 def readable(tensor: torch.Tensor) -> torch.Tensor:
     """Return what a kernel reads in a tensor of this type."""
     return tensor.float() if tensor.dtype.itemsize == 1 and tensor.is_floating_point() else tensor

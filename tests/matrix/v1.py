@@ -129,6 +129,8 @@ class LayerEngine(Engine):
         utils = importlib.import_module("vllm.v1.attention.backends.utils")
         query_lens = [piece.length for piece in batch.pieces]
         starts = v1_driver.int32([0, *accumulate(query_lens)])
+        rows = len(batch.pieces)
+        table = v1_driver.called_with(self.table.get_device_tensor, num_reqs=rows)
         seq_lens = v1_driver.int32([piece.end for piece in batch.pieces])
         common = v1_driver.called_with(
             utils.CommonAttentionMetadata,
@@ -137,11 +139,11 @@ class LayerEngine(Engine):
             seq_lens=seq_lens,
             seq_lens_cpu=seq_lens.clone(),
             num_computed_tokens_cpu=seq_lens - v1_driver.int32(query_lens),
-            num_reqs=len(batch.pieces),
+            num_reqs=rows,
             num_actual_tokens=sum(query_lens),
             max_query_len=max(query_lens),
             max_seq_len=int(seq_lens.max()),
-            block_table_tensor=self.table.get_device_tensor()[: len(batch.pieces)],
+            block_table_tensor=table[:rows],
             slot_mapping=self.runner.slot_mapping_cpu.long(),
             causal=True,
             logits_indices_padded=None,
@@ -168,7 +170,8 @@ def flash_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     """Replace FlashAttention's kernels."""
     patch.setattr(module, "flash_attn_varlen_func", formats.flash_attn_varlen, raising=False)
     leave_unscheduled(patch)
-    patch.setattr(module.ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
+    ops = importlib.import_module("vllm._custom_ops")
+    patch.setattr(ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
 
 
 def chunked_prefill_paged_decode(
@@ -221,6 +224,8 @@ def triton_attn(module: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(ops, "scaled_fp8_quant", formats.scaled_fp8_quant)
     name = "chunked_prefill_paged_decode"
     patch.setattr(module, name, chunked_prefill_paged_decode, raising=False)
+    # Since 0.11.0 it stores with a kernel of its own, in the type that the cache is viewed as.
+    patch.setattr(module, "triton_reshape_and_cache_flash", formats.reshape_and_cache_flash, False)
     unified = "vllm.attention.ops.triton_unified_attention"
     if importlib.util.find_spec(unified) is None:
         return

@@ -309,7 +309,7 @@ SCENARIOS = (
         "the XFormers backend asked for by name",
         capability=(8, 0),
         env={"VLLM_ATTENTION_BACKEND": "XFORMERS"},
-        outcomes=((span("0.8.3", "0.10.2"), "v0-xformers"),),
+        outcomes=((span("0.8.3", "0.10.2"), "v0-xformers"), (span("0.11.0"), "v1-xformers")),
     ),
     Scenario(
         "env-flashinfer",
@@ -336,6 +336,13 @@ SCENARIOS = (
         capability=(8, 0),
         env={"VLLM_ATTENTION_BACKEND": "TRITON_ATTN_VLLM_V1"},
         outcomes=((span("0.8.3", "0.10.2"), "v1-triton_attn"),),
+    ),
+    Scenario(
+        "env-triton-v1-alone",
+        "its name where V1 is the only engine",
+        capability=(8, 0),
+        env={"VLLM_ATTENTION_BACKEND": "TRITON_ATTN"},
+        outcomes=((span("0.11.0"), "v1-triton_attn"),),
     ),
     Scenario(
         "blackwell-flashinfer",
@@ -420,5 +427,7 @@ FLEX_STALE_BLOCKS = span("0.9.1", "0.10.1.1")
 """Releases whose V1 FlexAttention reads a block table beyond the end of the sequence."""
 FLEX_STALE_ERROR = r"wrong metadata of (chunked|global) layer"
 
-LAYERS_MAKE_CHUNKS = span("0.10.1", "0.10.2")
+LAYERS_MAKE_CHUNKS = span("0.10.1")
 """Releases whose V1 layers bring a backend of their own that makes the metadata of chunks."""
+LAYERS_SPLIT_REFUSES = span("0.10.1", "0.10.2")
+"""Those whose backends take no prefill of one token behind a longer one."""

@@ -22,8 +22,8 @@ RELEASES = (
     "0.11.0",
 )
 
-CONTROLS = frozenset({"0.8.2", "0.11.0"})
-"""The last release before Llama 4, and the first one without the V0 engine: never FAIL_TO_PASS."""
+CONTROLS = frozenset({"0.8.2"})
+"""The last release before Llama 4: never FAIL_TO_PASS."""
 
 
 def span(first: str, last: str = RELEASES[-1]) -> frozenset[str]:
@@ -41,6 +41,12 @@ def in_order(releases: frozenset[str]) -> list[str]:
 
 LLAMA4 = span("0.8.3")
 """The releases that have Llama 4."""
+
+WITH_V0 = span("0.8.3", "0.10.2")
+"""Those of them in which there are two engines to select from."""
+
+V1_ALONE = LLAMA4 - WITH_V0
+"""Those of them whose V0 engine is gone."""
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Which engine and backend Llama 4 gets, and what is said where none is right.
+"""Which of two engines and which backend Llama 4 gets, and what is said where none is right.
 
 The engine's own code decides for a made-up GPU. No FlashAttention 3 can be had without a driver.
 """
@@ -20,12 +20,9 @@ import pytest
 import torch
 
 from . import fake_cuda, tiny_llama4
-from .releases import in_order, installed_release, span
+from .releases import LLAMA4, WITH_V0, in_order, installed_release, span
 
 RELEASE = installed_release()
-WITH_V0 = span("0.8.3", "0.10.2")
-"""Releases with Llama 4 in which there is something to select."""
-
 V0_XFORMERS = (False, "XFormersImpl")
 V1_TRITON = (True, "TritonAttentionImpl")
 V1_FLEX = (True, "FlexAttentionImpl")
@@ -145,7 +142,7 @@ def cases() -> list[Any]:
     ]
 
 
-@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no V0")
 @pytest.mark.parametrize("case", cases())
 def test_llama4(
     case: Case,
@@ -192,7 +189,7 @@ def copied_by_ray() -> set[str]:
 
 
 @pytest.mark.fail_to_pass(releases=in_order(WITH_V0), raises=r"AssertionError")
-@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no V0")
 def test_workers(start_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers are told the engine by the environment, and the backend by the config.
 
@@ -291,7 +288,7 @@ def orders() -> list[Any]:
     ]
 
 
-@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no V0")
 @pytest.mark.parametrize(("first", "second"), orders())
 def test_two_engines(first: str, second: str, tmp_path: Path) -> None:
     """An engine sees nothing of the one before."""
@@ -302,7 +299,7 @@ def test_two_engines(first: str, second: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.fail_to_pass(releases=in_order(WITH_V0), raises=r"AssertionError|NotImplementedError")
-@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no V0")
 @pytest.mark.parametrize(
     ("first", "second"), [("llama4-v0", "llama3"), ("llama3", "llama4-v0")], ids="-".join
 )
@@ -315,7 +312,7 @@ def test_engine_in_child(first: str, second: str, tmp_path: Path) -> None:
         assert pool.apply(start_in_child, (second, tmp_path / second)) == alone
 
 
-@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no V0")
 def test_user_sets_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user sets later is the user's, also if it is what was chosen before."""
     start("llama4-v0", tmp_path / "llama4")
@@ -349,8 +346,8 @@ def scales_kv_cache(name: str) -> bool:
     return isinstance(method, kv_cache.BaseKVCacheMethod)
 
 
-@pytest.mark.fail_to_pass(releases=in_order(WITH_V0), raises=r"ModuleNotFoundError")
-@pytest.mark.skipif(RELEASE not in WITH_V0, reason=f"{RELEASE} has no Llama 4 or no choice")
+@pytest.mark.fail_to_pass(releases=in_order(LLAMA4), raises=r"ModuleNotFoundError")
+@pytest.mark.skipif(RELEASE not in LLAMA4, reason=f"{RELEASE} has no Llama 4")
 def test_quantizations_with_kv_cache_scales() -> None:
     """The list is right for each quantisation that the release has."""
     selection = importlib.import_module("vllm.engine.chunked_local_selection")

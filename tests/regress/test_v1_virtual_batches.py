@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from . import seen, tiny_llama4, v1_driver
-from .expected import BUFFERS_ERROR, LAYERS_MAKE_CHUNKS, SPLIT_ERROR
+from .expected import BUFFERS_ERROR, LAYERS_MAKE_CHUNKS, LAYERS_SPLIT_REFUSES, SPLIT_ERROR
 from .releases import in_order, installed_release
 from .seen import BLOCK, CHUNK, COLUMNS, MAX_LEN, Request, Seen, decode
 
@@ -29,7 +29,9 @@ pytestmark = pytest.mark.skipif(
     reason=f"the chunked layers of {RELEASE} have no builder of their own",
 )
 
-split_refuses = pytest.mark.fail_to_pass(releases=in_order(LAYERS_MAKE_CHUNKS), raises=SPLIT_ERROR)
+split_refuses = pytest.mark.fail_to_pass(
+    releases=in_order(LAYERS_SPLIT_REFUSES), raises=SPLIT_ERROR
+)
 buffers_overflow = pytest.mark.fail_to_pass(
     releases=in_order(LAYERS_MAKE_CHUNKS), raises=BUFFERS_ERROR
 )
@@ -146,8 +148,10 @@ def specs(names: Sequence[str], hybrid: bool, dtype: torch.dtype) -> dict[str, A
     }
     chunked, whole = names
     made = {
-        chunked: interface.ChunkedLocalAttentionSpec(attention_chunk_size=CHUNK, **known),
-        whole: interface.FullAttentionSpec(**known),
+        chunked: v1_driver.called_with(
+            interface.ChunkedLocalAttentionSpec, attention_chunk_size=CHUNK, **known
+        ),
+        whole: v1_driver.called_with(interface.FullAttentionSpec, **known),
     }
     if not hybrid:
         importlib.import_module("vllm.v1.core.kv_cache_utils").unify_hybrid_kv_cache_specs(made)

@@ -43,7 +43,6 @@ MODULES = (
     "vllm.model_executor.layers.fused_moe.fused_moe",
     "vllm.attention.layer",
     "vllm.model_executor.models.mllama4",
-    "vllm.attention.backends.xformers",
 )
 
 Cell = tuple[Weights, Place]
@@ -70,7 +69,7 @@ def become(capability: tuple[int, int]) -> None:
         name=GPU, gcnArchName=GPU, total_memory=fake_cuda.Device.total_memory,
         major=major, minor=minor, multi_processor_count=100,
     )  # fmt: skip
-    for module in MODULES:
+    for module in (*MODULES, probe.attention().module):
         third_party.import_untuned(module)
     driver.offer_flash_attention()
     offer_bitsandbytes()

@@ -16,6 +16,7 @@ import torch
 
 from matrix.outcome import place_of, text_of
 from regress import fake_cuda, tiny_llama4
+from regress.releases import V1_ALONE, installed_release
 
 from . import launches
 from .checkpoints import CONFIGS, EXPERTS, WIDTH, Weights
@@ -52,12 +53,38 @@ class Place:
     capability: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class Attention:
+    """A backend that no GPU, dtype or cache is refused with before its impl is made."""
+
+    module: str
+    cls: str
+    env: dict[str, str]
+
+
+V0_XFORMERS = Attention(
+    "vllm.attention.backends.xformers",
+    "XFormersImpl",
+    {"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "XFORMERS"},
+)
+V1_TRITON = Attention(
+    "vllm.v1.attention.backends.triton_attn",
+    "TritonAttentionImpl",
+    {"VLLM_ATTENTION_BACKEND": "TRITON_ATTN"},
+)
+
+
+def attention() -> Attention:
+    """Return the backend to ask for: V0's XFormers, while there is V0."""
+    return V1_TRITON if installed_release() in V1_ALONE else V0_XFORMERS
+
+
 @contextmanager
 def environment(place: Place) -> Iterator[None]:
-    """Set the GPU, and V0 with XFormers, which takes every GPU, dtype and cache."""
+    """Set the GPU, and the backend."""
     tiny_llama4.forget_engines()
     fake_cuda.Device.capability = place.capability
-    os.environ.update({"VLLM_USE_V1": "0", "VLLM_ATTENTION_BACKEND": "XFORMERS"})
+    os.environ.update(attention().env)
     try:
         yield
     finally:
@@ -67,8 +94,9 @@ def environment(place: Place) -> Iterator[None]:
 def set_up() -> None:
     """Leave out what 0.8.3 does not construct here: the tokenizer, and the attention itself, which
     the matrix is about."""
-    xformers = importlib.import_module("vllm.attention.backends.xformers")
-    setattr(xformers.XFormersImpl, "__init__", lambda *_, **__: None)  # noqa: B010
+    backend = attention()
+    impl = getattr(importlib.import_module(backend.module), backend.cls)
+    impl.__init__ = lambda *_, **__: None
     model = importlib.import_module("vllm.model_executor.models.mllama4")
     if hasattr(model, "cached_tokenizer_from_config"):
         setattr(model, "cached_tokenizer_from_config", lambda *_: None)  # noqa: B010
