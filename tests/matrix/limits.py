@@ -124,8 +124,16 @@ LIMITS = (
         "accessing tensor output of CUDAGraphs that has been overwritten by a subsequent run",
         "vllm issue 25256, and a run on an H100",
         # The others make one mask a step.
-        releases=span("0.10.0", "0.10.2"),
+        releases=span("0.10.0"),
         holds=flex_masks_share_memory,
+    ),
+    Limit(
+        frozenset({"v1.triton_attn.TritonAttentionImpl"}),
+        "the cache is of fp8_e4m3, whatever is asked for: values past 448 are lost",
+        "vllm/v1/attention/backends/triton_attn.py, fp8_dtype; and triton_reshape_and_cache_flash",
+        verdict=WRONG,
+        kv_cache_dtypes=frozenset({"fp8_e5m2"}),
+        releases=span("0.11.0"),
     ),
     Limit(
         frozenset({"flashinfer.FlashInferImpl"}),

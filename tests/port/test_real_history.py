@@ -23,12 +23,16 @@ from typing import Any
 import pytest
 
 from overlay.base.project import find_project
+from overlay.patches import entry
 from overlay.patches.series import PatchPath, patch_files, read_series
 from overlay.releases import versions
 from overlay.releases.versions import Release
 
 PROJECT = find_project(Path(__file__).parents[2])
 VERSIONS = versions.load(PROJECT.versions_file)
+#: What VERSIONS.toml has of a release for its patches.
+OF_PATCHES = ("series", "tree", "revision", "files", "record", "record_python", "record_source",
+              "patched_sha256", "patched_size")  # fmt: skip
 WHO = ("-c", "user.name=A Tester", "-c", "user.email=tester@example.org")
 STOPPED = 5
 
@@ -49,6 +53,20 @@ def test_0_10_1_from_0_10_0(tmp_path: Path) -> None:
     # New topics, and a table that differs.
     new = {"chunked-local-wiring", "llama4-images-off", "v1-flashinfer-buffers"}
     assert edited == {*new, "chunked-local-support"}
+
+
+def test_0_11_0_from_0_10_2(tmp_path: Path) -> None:
+    """It was a control, out of the range, until it was ported."""
+    port = History.controlled(tmp_path, "0.11.0")
+    control = port.versions.get("0.11.0")
+    assert not control.is_patched
+    assert not port.versions.in_range(control.version)
+    # Two tables of V1 alone, in files that fit.
+    assert port.done_again("0.10.2") == {"chunked-local-support", "v1-flashinfer-buffers"}
+    assert port.versions.upstream.range == VERSIONS.upstream.range
+    v0 = {f"chunked-local-{name}" for name in ("metadata", "xformers", "flash-attn", "wiring")}
+    fixed = {"v1-split-virtual-batches", "v1-full-graph-local"}
+    assert set(port.stops) == {*v0, *fixed, "chunked-local-support", "engine-selection"}
 
 
 def test_0_8_4_from_0_8_3(tmp_path: Path) -> None:
@@ -115,6 +133,23 @@ class History:
                 (root / "patches" / path).unlink()
         return cls(root, VERSIONS.get(names[0]))
 
+    @classmethod
+    def controlled(cls, folder: Path, name: str) -> History:
+        """A copy of the checkout in which the newest release is a control, out of the range."""
+        port = cls.without(folder, name)
+        release = VERSIONS.get(name)
+        control = release.model_copy(update={"status": "control", **dict.fromkeys(OF_PATCHES)})
+        file = port.root / "VERSIONS.toml"
+        newest = port.versions.patched[-1]
+        text = file.read_text().replace(VERSIONS.upstream.range, f">=0.8.3,<={newest.name}")
+        file.write_text(entry.insert(text, control))
+        return port
+
+    @property
+    def versions(self) -> versions.Versions:
+        """Its VERSIONS.toml, as it is now."""
+        return versions.load(self.root / "VERSIONS.toml")
+
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "overlay", "--root", str(self.root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False)
@@ -133,7 +168,7 @@ class History:
         for command in (("lock", name), ("validate", "--all")):
             done = self.run(*command)
             assert done.returncode == 0, done.stdout + done.stderr
-        ported = versions.load(self.root / "VERSIONS.toml").get(name)
+        ported = self.versions.get(name)
         # The tree, and every pin; what else an environment needs is found out by running it, and
         # revisions count from one. Each wheel's sum has the revision in it, and the patches' dates.
         own = ("constraints", "revision", "patched_sha256")
@@ -161,7 +196,7 @@ class History:
             self.stops[topic] = said, done.stderr
             path = listed(self.release).get(topic)
             command = ("--continue",) if path else ("--skip",)
-            if path:  # what conflicts has another text in the end
+            if path and said["work_tree"]:  # what conflicts has another text in the end
                 assert path.first_tag == self.release.name
                 tree = Path(said["work_tree"])
                 # A conflict leaves a cherry-pick, a merge that upstream has in part a commit.
@@ -184,9 +219,9 @@ class History:
         words: list[str] = []
         for topic, path in real.items():
             self._take(tree, path)
-            if topic not in mine:
+            if path != mine.get(topic):  # its subject may be another one
                 words += ["--topic", f"{self.git(tree, 'rev-parse', 'HEAD').strip()}={topic}"]
-            elif path != mine[topic]:
+            if topic in mine and path != mine[topic]:
                 words += ["--fork-at", f"{topic}={name}"]
         words += [word for topic in mine.keys() - real.keys() for word in ("--drop", topic)]
         done = self.run("refresh", name, *words)
