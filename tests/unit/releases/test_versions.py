@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
 
 from overlay.base.errors import Exit, OverlayError
 from overlay.releases import versions
@@ -16,7 +19,7 @@ from overlay.releases import versions
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "VERSIONS.toml").read_text()
 AFFECTED = """
-0.8.3 0.8.4 0.8.5 0.8.5.post1 0.9.0 0.9.0.1 0.9.1 0.9.2 0.10.0 0.10.1 0.10.1.1 0.10.2
+0.8.3 0.8.4 0.8.5 0.8.5.post1 0.9.0 0.9.0.1 0.9.1 0.9.2 0.10.0 0.10.1 0.10.1.1 0.10.2 0.11.0
 """.split()  # noqa: SIM905 - a list of strings would be twelve lines
 
 
@@ -25,10 +28,10 @@ def ours() -> versions.Versions:
     return versions.load(ROOT / "VERSIONS.toml")
 
 
-def test_the_twelve_releases_and_the_controls_in_version_order(ours: versions.Versions) -> None:
+def test_the_releases_and_the_control_in_version_order(ours: versions.Versions) -> None:
     assert [r.name for r in ours.patched] == AFFECTED
-    assert list(ours.releases) == ["0.8.2", *AFFECTED, "0.11.0"]
-    assert {r.name for r in ours.releases.values() if r.status == "control"} == {"0.8.2", "0.11.0"}
+    assert list(ours.releases) == ["0.8.2", *AFFECTED]
+    assert {r.name for r in ours.releases.values() if r.status == "control"} == {"0.8.2"}
 
 
 def test_local_version(ours: versions.Versions) -> None:
@@ -66,7 +69,7 @@ def test_near_misses_stand_in_order(ours: versions.Versions) -> None:
 
 
 def test_a_control_is_not_offered_to_be_built(ours: versions.Versions) -> None:
-    with pytest.raises(OverlayError, match=r"Known: 0\.8\.3, .*0\.10\.2\.$"):
+    with pytest.raises(OverlayError, match=r"Known: 0\.8\.3, .*0\.11\.0\.$"):
         ours.get_patched("0.11.1")
     with pytest.raises(OverlayError, match=r"0\.8\.2 has no patches: it has no Llama 4"):
         ours.get_patched("0.8.2")
@@ -79,9 +82,30 @@ def test_the_nearest_names_are_suggested(ours: versions.Versions, name: str, nea
     assert caught.value.status is Exit.USAGE
 
 
-def test_a_control_has_nothing_to_build(ours: versions.Versions) -> None:
-    with pytest.raises(OverlayError, match=r"release 0\.11\.0 has no patches"):
-        ours.get_patched("0.11.0")
+def test_a_control_has_nothing_to_build() -> None:
+    entry = re.search(r'\[releases\."0\.8\.2"\]\n.*?(?=\n\[releases\."0\.8\.3"\])', TEXT, re.DOTALL)
+    assert entry is not None
+    newer = versions.parse(TEXT + entry[0].replace('"0.8.2"', '"0.12.0"'), "VERSIONS.toml")
+    with pytest.raises(OverlayError, match=r"release 0\.12\.0 has no patches: .* comparison only"):
+        newer.get_patched("0.12.0")
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("0.11.0.post1", ">=0.8.3,<0.11.1"),
+        ("0.11.1", ">=0.8.3,<0.11.2"),
+        ("0.12.0", ">=0.8.3,<0.12.1"),
+        ("1", ">=0.8.3,<2"),
+        ("0.8.2", ">=0.8.2,<0.11.1"),
+    ],
+)
+def test_a_range_is_widened_as_far_as_it_needs(
+    ours: versions.Versions, name: str, wanted: str
+) -> None:
+    assert ours.upstream.range == ">=0.8.3,<0.11.1"
+    assert ours.range_with(Version(name)) == wanted
+    assert SpecifierSet(wanted).contains(name)
 
 
 @pytest.mark.parametrize(

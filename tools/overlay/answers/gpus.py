@@ -208,7 +208,7 @@ def find(name: str) -> Gpu:
     if why:
         raise OverlayError(
             f"{name!r} is not covered", f"{why}, and nothing of it was run with these patches",
-            "Use an NVIDIA GPU, or a vLLM after 0.10.2, whose V1 attends within chunks", Exit.USAGE,
+            "Use an NVIDIA GPU, or a vLLM after 0.11.0, whose V1 attends within chunks", Exit.USAGE,
         )  # fmt: skip
     near = ", ".join(f"{gpu.name} ({gpu.capability})" for gpu in _near(words))
     raise OverlayError(

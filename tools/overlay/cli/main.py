@@ -111,7 +111,7 @@ def cli(
     find_links: tuple[str, ...],
     verbose: bool,
 ) -> None:
-    """Patched vLLM wheels in which Llama 4 works, for the releases 0.8.3 to 0.10.2.
+    """Patched vLLM wheels in which Llama 4 works, for the releases 0.8.3 to 0.11.0.
 
     \b
     Example:

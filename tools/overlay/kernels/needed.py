@@ -1,6 +1,6 @@
 """Which kernels Llama 4 launches, and where they are.
 
-From vLLM's sources, 0.8.3 to 0.10.2. Not in the list, since nothing launches them for Llama 4: the
+From vLLM's sources, 0.8.3 to 0.11.0. Not in the list, since nothing launches them for Llama 4: the
 router's `topkGatingSoftmax` (it brings a routing function of its own, in torch) and
 `moe_sum_kernel` (one expert a token, which torch sums). What runs in Triton is in no library.
 """
