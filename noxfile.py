@@ -31,7 +31,7 @@ nox.options.error_on_missing_interpreters = True
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 VERSIONS = nox.project.load_toml("VERSIONS.toml")
-#: Whose prefixes are tested: the first, the one with most patches, and the last.
+#: Whose prefixes are tested: the first, the one with most patches, and the last with V0.
 PREFIXES = ["0.8.3", "0.9.1", "0.10.2"]
 RELEASES = list(VERSIONS["releases"])
 PATCHED = [name for name, release in VERSIONS["releases"].items() if "series" in release]

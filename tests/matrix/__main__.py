@@ -27,7 +27,7 @@ os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
 import torch
 
 from regress import fake_cuda, third_party
-from regress.releases import installed_release
+from regress.releases import V1_ALONE, installed_release
 from run_progress import cpu_seconds, say
 
 from . import driver, limits, measure, probe
@@ -81,6 +81,8 @@ def set_up() -> None:
     for module in PRELOADED:
         if exists(module):
             third_party.import_untuned(module)
+    if installed_release() in V1_ALONE:
+        third_party.import_untuned(probe.LAST_ENGINE)
     driver.offer_flash_attention()
 
 

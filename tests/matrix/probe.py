@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from regress import fake_cuda, tiny_llama4
+from regress.releases import V1_ALONE, installed_release
 
 from .cells import Cell
 from .outcome import SELECTED, Outcome, of_error, without_backend
@@ -142,6 +143,16 @@ def check_dtype(engine: str, dtype: torch.dtype) -> None:
         module.current_platform.check_if_supports_dtype(dtype)
 
 
+LAST_ENGINE = "vllm.v1.engine.llm_engine"
+
+
+def demand_an_engine(config: Any, engine: str) -> None:
+    """Have the engine that is left refuse, as it does first of all, what was meant for V0."""
+    if engine == "v0" and installed_release() in V1_ALONE:
+        importlib.import_module(LAST_ENGINE).LLMEngine(config, None, log_stats=False)
+        raise LookupError(f"{LAST_ENGINE} has started for V0")
+
+
 def control_layer(config: Any) -> Any:
     """Construct an attention layer as `llama.py` does."""
     attention = importlib.import_module("vllm.attention").Attention
@@ -200,8 +211,10 @@ def probe(folder: Path, model: str, cell: Cell) -> Found:
 
 def _construct(config: Any, model: str, cell: Cell) -> Found:
     engine = "v1" if importlib.import_module("vllm.envs").VLLM_USE_V1 else "v0"
-    stage = "worker"
+    stage = "config"
     try:
+        demand_an_engine(config, engine)
+        stage = "worker"
         check_dtype(engine, config.model_config.dtype)
         stage = "layers"
         layers = layers_of(config, model)

@@ -146,10 +146,10 @@ def test_it_is_printed_whole(
         main()
     said = capsys.readouterr().out
     name = "RedHatAI/Llama-4-Scout-17B-16E-Instruct-FP8-dynamic"
-    assert f"To launch 0.10.2:\n  vllm serve {name} --max-model-len 32768\n" in said
+    assert f"To launch 0.11.0:\n  vllm serve {name} --max-model-len 32768\n" in said
     name = "meta-llama/Llama-4-Maverick-17B-128E-Instruct-FP8"
     whole = f"  vllm serve {name} --tensor-parallel-size 4 --max-model-len 131072\n"
-    assert f"To launch 0.10.2:\n{whole}" in said
+    assert f"To launch 0.11.0:\n{whole}" in said
     assert said.count("To launch") == 2
 
 
@@ -216,8 +216,8 @@ def test_why_there_is_no_line() -> None:
     newest = list(launches(v100, none_runs))[-1]
     assert not newest.lines
     assert newest.without == (
-        "Scout, unquantised, fp8, w4a16, AWQ, GPTQ: not in 0.10.2",
-        "Maverick, fp8 experts: not in 0.10.2",
+        "Scout, unquantised, fp8, w4a16, AWQ, GPTQ: not in 0.11.0",
+        "Maverick, fp8 experts: not in 0.11.0",
     )
     (oldest, *_) = launches(v100, none_is_known)
     assert oldest.without[0] == (
@@ -235,12 +235,12 @@ def test_what_triton_does_not_compile_has_no_line() -> None:
     found = {one.release.name: launch.judge_of(ROOT, target, wanted, one)(awq) for one in answers}
     assert found["0.8.5.post1"].quantization == "moe_wna16"
     right = {name for name, verdict in found.items() if verdict.use}
-    assert right == {"0.8.3", "0.8.4", "0.8.5", "0.8.5.post1", "0.10.2"}
+    assert right == {"0.8.3", "0.8.4", "0.8.5", "0.8.5.post1", "0.10.2", "0.11.0"}
 
 
 def test_where_nothing_is_right_there_is_no_line() -> None:
     for found in launches(ONE_EACH["12.0"], all_run):
-        assert bool(found.lines) is (found.release == "0.10.2")
+        assert bool(found.lines) is (found.release in ("0.10.2", "0.11.0"))
         assert found.lines or found.without[0].startswith("Scout, unquantised, ")
         assert found.lines or found.without[0].endswith(": no settings are right on this GPU")
 

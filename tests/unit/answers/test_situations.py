@@ -55,18 +55,19 @@ def explained(
         (
             ("--gpu", "NVIDIA GeForce RTX 5090", "--release", "0.8.5"),
             ("overlay cannot run", "torch 2.6.0 has no code for capability 12.0",
-             "patched and right on this GPU: 0.10.2 wheel"),
+             "patched and right on this GPU: 0.10.2, 0.11.0 wheel"),
         ),
         (
             ("--gpu", "T4", "--release", "0.9.0.1"),
             ("overlay cannot run, V0 XFormers: Triton 3.3.0 does not compile fused_moe_kernel",
              "to change: --dtype float32",
-             "patched and right on this GPU: 0.8.3, 0.8.4, 0.8.5, 0.8.5.post1, 0.10.2 wheel"),
+             "patched and right on this GPU: 0.8.3, 0.8.4, 0.8.5, 0.8.5.post1, 0.10.2, "
+             "0.11.0 wheel"),
         ),
         (
             ("--gpu", "V100"),
-            ("Patched and right here: 0.10.2; 0.8.3 – 0.10.1.1 with --dtype float32, at twice the "
-             "memory.",),
+            ("Patched and right here: 0.10.2 – 0.11.0; 0.8.3 – 0.10.1.1 with --dtype float32, at "
+             "twice the memory.",),
         ),
         (
             ("--gpu", "Orin (nvgpu)", "--release", "0.10.2"),
@@ -101,7 +102,7 @@ def explained(
              "awq_marlin.AWQMoEMethod: Apply router weight on input is not supported",
              "to change: --quantization moe_wna16; then it is right, V1 FlashAttention",
              "patched and right on this GPU: 0.9.0, 0.9.0.1, 0.9.1, 0.9.2, 0.10.0, 0.10.1, "
-             "0.10.1.1, 0.10.2 patched"),
+             "0.10.1.1, 0.10.2, 0.11.0 patched"),
         ),
         (
             ("--gpu", "A100", "--release", "0.9.2", "--checkpoint", "w4a16",
@@ -123,11 +124,13 @@ def explained(
              "overlay cannot run, V1 FlashAttention: Triton 3.2.0 does not compile "
              "fused_moe_kernel: ValueError: type fp8e4nv not supported",
              "no settings are right on this GPU",
-             "patched and right on this GPU: 0.9.2, 0.10.0, 0.10.1, 0.10.1.1, 0.10.2 wheel"),
+             "patched and right on this GPU: 0.9.2, 0.10.0, 0.10.1, 0.10.1.1, 0.10.2, "
+             "0.11.0 wheel"),
         ),
         (
             ("--gpu", "T4", "--checkpoint", "awq"),
-            ("Patched and right here: 0.10.2; 0.8.3 – 0.8.5.post1 with --quantization moe_wna16.",),
+            ("Patched and right here: 0.10.2 – 0.11.0; 0.8.3 – 0.8.5.post1 with --quantization "
+             "moe_wna16.",),
         ),
         (
             ("--gpu", "GB300"),

@@ -44,6 +44,7 @@ OTHER_FAULTS = {
     "v1-hybrid-off-local": "with KV transfer, KV events, EAGLE or "
     "--disable-hybrid-kv-cache-manager, V1 attends globally",
     "moe-input-mutation": "compiled, V1 may answer garbage, by the sizes of the model's shards",
+    "v1-flashinfer-buffers": "V1 FlashInfer dies where a step has more chunks than max_num_seqs",
     "v1-full-graph-local": "with full CUDA graphs, V1 attends globally",
 }
 
