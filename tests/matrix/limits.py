@@ -129,6 +129,16 @@ LIMITS = (
     ),
     Limit(
         frozenset({"v1.triton_attn.TritonAttentionImpl"}),
+        "type fp8e4nv not supported",
+        "vllm issue 26431",
+        capabilities=below((8, 9)),
+        kv_cache_dtypes=frozenset({"fp8"}),
+        # The kernel of other dtypes is tried: matrix/RELEASE.triton.json.
+        dtypes=frozenset({"float32"}),
+        releases=span("0.11.0"),
+    ),
+    Limit(
+        frozenset({"v1.triton_attn.TritonAttentionImpl"}),
         "the cache is of fp8_e4m3, whatever is asked for: values past 448 are lost",
         "vllm/v1/attention/backends/triton_attn.py, fp8_dtype; and triton_reshape_and_cache_flash",
         verdict=WRONG,

@@ -374,6 +374,8 @@ _CHANGES: dict[str, Callable[[str], dict[str, Any]]] = {
     "--kv-cache-dtype": lambda value: {"kv_cache_dtype": "fp8" if value == "fp8_e4m3" else value},
     "--dtype": lambda value: {"dtype": value},
     "--max-model-len": lambda _: {"length": "at"},
+    # It is the default that it is told of, or of a backend in whose place the default is taken.
+    "install": lambda _: {"flashinfer": True, "backend": UNSET},
 }
 _WORKS = re.compile(r"What works instead: (.*)\.$")
 _REMEDY = re.compile(r"(?:^|, or )(.*?) \((V[01]) \w+\)")
