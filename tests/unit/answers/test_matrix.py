@@ -202,6 +202,13 @@ def test_remedies() -> None:
     assert list(matrix.remedies(REFUSED, Outcome(verdict="explained", message="Use --x"))) == []
 
 
+def test_a_remedy_to_install_flashinfer_is_of_the_default_backend() -> None:
+    """A row with it is kept where it is the default, and where it is asked for by name."""
+    message = "Why: none. What works instead: install FlashInfer (V1 FLASHINFER)."
+    (found,) = matrix.remedies(REFUSED, Outcome(verdict="explained", message=message))
+    assert found == ("install FlashInfer", "v1", replace(REFUSED, backend="unset", flashinfer=True))
+
+
 @pytest.mark.parametrize(
     ("engine", "problem"),
     [("V1", None), ("V0", r"told to try --dtype float16 \(v0\), which is right \(v1 flash\)")],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 
 import tomlkit
 from packaging.version import InvalidVersion, Version
@@ -58,7 +58,9 @@ def promote(text: str, release: Release) -> str:
 def widen(text: str, wanted: str) -> str:
     """The VERSIONS.toml `text` with `wanted` for `upstream.range`; the rest stays as it is."""
     document = tomlkit.parse(text)
-    document["upstream"]["range"] = wanted  # type: ignore[index]
+    upstream = document["upstream"]
+    assert isinstance(upstream, MutableMapping)
+    upstream["range"] = wanted
     return tomlkit.dumps(document)
 
 
