@@ -163,6 +163,16 @@ def matrix(session: nox.Session, release: str) -> None:
     session.run("vllm-overlay", "matrix", release, "--weights", "--check")
 
 
+@nox.session(tags=["matrix"])
+@nox.parametrize("release", PATCHED, ids=PATCHED)
+def settings(session: nox.Session, release: str) -> None:
+    """Where parallelism, LoRA, speculative decoding and other settings change what becomes of one
+    release's configurations, on its stock and on its patched wheel: as matrix/ has it."""
+    session.install("-e", ".")
+    check = session.posargs or ["--check"]
+    session.run("vllm-overlay", "matrix", release, "--settings", *check)
+
+
 @nox.session(tags=["gpu"])
 @nox.parametrize("release", PATCHED, ids=PATCHED)
 def gpu(session: nox.Session, release: str) -> None:

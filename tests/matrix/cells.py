@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
+from typing import Any
 
 CAPABILITIES = ((7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
 KV_CACHE_DTYPES = ("auto", "fp8", "fp8_e5m2")
@@ -30,6 +32,15 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """What an engine is started with beside what cells tell apart."""
+
+    name: str
+    arguments: Callable[[Path], Mapping[str, Any]]
+    """Engine arguments, given the folder of the models."""
+
+
+@dataclass(frozen=True)
 class Cell:
     """One configuration."""
 
@@ -37,6 +48,7 @@ class Cell:
     dtype: str
     kv_cache_dtype: str
     capability: tuple[int, int]
+    setting: Setting | None = None
 
     @property
     def env(self) -> dict[str, str]:

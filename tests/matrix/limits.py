@@ -11,7 +11,7 @@ import functools
 import importlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from regress.releases import RELEASES, installed_release, span
@@ -55,6 +55,8 @@ class Limit:
     releases: frozenset[str] = frozenset(RELEASES)
     but_blocks_of: int = 0
     """Tokens of which a KV cache's block must be a multiple for it not to hold."""
+    takes_blocks_of: frozenset[int] = frozenset()
+    """Tokens of a block for which it does not hold, if it depends on that."""
     holds: Callable[[], bool] = lambda: True
     """Asks the installed vLLM, where that is what matters."""
     constructed_only: bool = False
@@ -70,6 +72,7 @@ class Limit:
             and cell.row.length in self.lengths
             and installed_release() in self.releases
             and not (self.but_blocks_of and block_size % self.but_blocks_of == 0)
+            and block_size not in self.takes_blocks_of
             and self.holds()
             and not (self.constructed_only and outcome.basis == "measured")
         )
@@ -156,14 +159,16 @@ LIMITS = (
 )
 
 
-def judge(cell: Cell, dtype: str, block_size: int, outcome: Outcome) -> Outcome:
+def judge(
+    cell: Cell, dtype: str, block_size: int, outcome: Outcome, more: Iterable[Limit] = ()
+) -> Outcome:
     """Return what becomes of a cell on the GPU, given what was found on a CPU.
 
-    `dtype` is what the cell's came to, `block_size` the tokens of a block.
+    `dtype` is what the cell's came to, `block_size` the tokens of a block; `more` limits come last.
     """
     if outcome.verdict not in ("right", "wrong"):
         return outcome
-    for limit in LIMITS:
+    for limit in (*LIMITS, *more):
         if limit.applies(cell, dtype, block_size, outcome):
             return _limited(outcome, limit.verdict, limit.message, limit.source)
     if outcome.backend in XFORMERS and not _xformers_runs(cell, dtype):

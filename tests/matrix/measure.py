@@ -78,7 +78,8 @@ NO_GPU = re.compile(r"NVIDIA driver|not implemented for '\w+'|not compiled with 
 
 def is_ours(error: Exception) -> bool:
     """Return whether it is the stand-ins that an error is about: not a result, but a fault here."""
-    if isinstance(error, (TypeError, AttributeError, NameError, ImportError)):
+    ours = (TypeError, AttributeError, NameError, ImportError, probe.OtherImplError)
+    if isinstance(error, ours):
         return True
     return isinstance(error, RuntimeError) and NO_GPU.search(str(error)) is not None
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from regress import fake_cuda, tiny_llama4
+from regress.expected import RUNNER_MAKES_CHUNKS
 from regress.releases import V1_ALONE, installed_release
 
 from .cells import Cell
@@ -45,6 +46,13 @@ class Key:
     flash_attn: int | None
     """Version of FlashAttention for the GPU, where it matters: V1 Triton has borrowed its metadata
     builder."""
+    in_parts: bool = False
+    """Whether V0 computes prompts in parts."""
+    verifies: bool = False
+    """Whether several tokens of a sequence are decoded at once, as some model proposed them."""
+    one_group: bool = False
+    """Whether chunked and global layers have one KV cache, where it is the model runner of V1 that
+    makes chunks."""
 
     @property
     def backend(self) -> str:
@@ -130,6 +138,8 @@ def engine_config(folder: Path, model: str, cell: Cell) -> Any:
         "kv_cache_dtype": cell.kv_cache_dtype,
         "max_model_len": MAX_LEN[cell.row.length],
     }
+    if cell.setting:
+        arguments |= cell.setting.arguments(folder)
     return tiny_llama4.engine_config(folder / model, arguments)
 
 
@@ -192,11 +202,15 @@ def name_of(impl: object) -> str:
     return f"{module}.{cls.__qualname__}"
 
 
+class OtherImplError(Exception):
+    """It is not what was selected that is about to be computed."""
+
+
 def demand(key: Key, impls: Iterable[object]) -> None:
     """Check that what is to be computed is what was selected."""
     names = {name_of(impl) for impl in impls}
     if not names <= set(key.impls):
-        raise LookupError(f"{names} constructed, {key.impls} selected")
+        raise OtherImplError(f"{names} constructed, {key.impls} selected")
 
 
 def probe(folder: Path, model: str, cell: Cell) -> Found:
@@ -207,6 +221,17 @@ def probe(folder: Path, model: str, cell: Cell) -> Found:
         except Exception as error:
             return Found(without_backend(of_error(error, "config"), cell.row.backend))
         return _construct(config, model, cell)
+
+
+def told_of(config: Any, engine: str) -> dict[str, Any]:
+    """Return what else attention is computed by, for a key."""
+    scheduler = config.scheduler_config
+    makes_chunks = engine == "v1" and installed_release() in RUNNER_MAKES_CHUNKS
+    return {
+        "in_parts": engine == "v0" and scheduler.chunked_prefill_enabled,
+        "verifies": config.speculative_config is not None,
+        "one_group": makes_chunks and scheduler.disable_hybrid_kv_cache_manager,
+    }
 
 
 def _construct(config: Any, model: str, cell: Cell) -> Found:
@@ -226,6 +251,14 @@ def _construct(config: Any, model: str, cell: Cell) -> Found:
         return Found(Outcome(SELECTED, engine, impls[0], basis=f"blocks of {block_size}"))
     borrows = any(name in impls[0] for name in ("flash_attn", "triton_attn"))
     version = flash_attn_version() if borrows else None
-    key = Key(engine, impls, cell.kv_cache_dtype, cell.row.length, block_size, version)
+    key = Key(
+        engine,
+        impls,
+        cell.kv_cache_dtype,
+        cell.row.length,
+        block_size,
+        version,
+        **told_of(config, engine),
+    )
     dtype = str(config.model_config.dtype).removeprefix("torch.")
     return Found(Outcome("", engine, impls[0]), key, dtype)

@@ -54,7 +54,7 @@ def run(
     patch: pytest.MonkeyPatch,
     layers: Sequence[tuple[int, bool]] = LAYERS,
 ) -> None:
-    """Prefill two prompts, whole as V0 does by default, and decode."""
+    """Prefill two prompts, whole as V0 does by default, and decode; then what the key adds."""
     module = stand_in(key.backend.partition(".")[0], patch)
     driver = EightBits(
         module,
@@ -71,3 +71,31 @@ def run(
     driver.step(pieces, tables=False)
     for _ in range(2):
         driver.step([Piece(one, 1, is_prefill=False) for one in (long, short)], tables=True)
+    if key.in_parts:
+        run_parts(driver)
+    if key.verifies and key.backend.startswith("flash_attn."):
+        verify(driver)
+
+
+def run_parts(driver: Driver) -> None:
+    """Prefill one prompt in two parts, the second beside a prompt and a decode."""
+    shape = driver.shape
+    long, short = driver.sequence(shape.max_len), driver.sequence(shape.max_len)
+    part = min(shape.chunk + 4, shape.max_len // 2)
+    for one, other in ((part, 3), (min(shape.chunk + 9, shape.max_len - part), 1)):
+        pieces = [Piece(long, one, is_prefill=True), Piece(short, other, is_prefill=other > 1)]
+        driver.step(pieces, tables=True)
+
+
+def verify(driver: Driver) -> None:
+    """Decode several proposed tokens of sequences at once, over the end of a chunk.
+
+    FlashAttention does; with other backends each is a sequence of its own.
+    """
+    shape = driver.shape
+    one, other = driver.sequence(shape.max_len), driver.sequence(shape.max_len)
+    first = min(shape.chunk - 2, shape.max_len - 5)
+    pieces = [Piece(one, first, is_prefill=True), Piece(other, 3, is_prefill=True)]
+    driver.step(pieces, tables=False)
+    pieces = [Piece(one, 5, is_prefill=False), Piece(other, 2, is_prefill=False)]
+    driver.step(pieces, tables=True)

@@ -150,10 +150,15 @@ class LayerEngine(Engine):
             num_logits_indices=None,
             encoder_seq_lens=None,
         )
-        if not getattr(layer, "use_irope", False):
+        if not self.is_local(layer):
             return common
         chunk = self.config.model_config.attention_chunk_size
         return utils.make_local_attention_virtual_batches(chunk, common, self.shape.block)
+
+    def is_local(self, layer: Any) -> bool:
+        """Return whether the model runner makes chunks for a layer: where each kind of layer has a
+        KV cache of its own, for those that are meant to have them."""
+        return bool(getattr(layer, "use_irope", False))
 
     def forward(self, number: int, pieces: Iterable[Piece], metadata: Any) -> torch.Tensor:
         """Run a layer with its own metadata."""
@@ -360,3 +365,14 @@ def run(
         one, other = engine.sequence(shape.max_len), engine.sequence(shape.max_len)
         engine.step(prefill(one, chunk - 5), prefill(other, chunk - 1))
         engine.step(decode(short), prefill(one, 6), prefill(other, chunk))
+    if key.verifies:
+        config.model_config.dtype = engine.dtype
+        verify(new_engine(config, key, shape, patch, layers))
+
+
+def verify(engine: Engine) -> None:
+    """Decode several proposed tokens of sequences at once, over the end of a chunk."""
+    shape = engine.shape
+    one, other = engine.sequence(shape.max_len), engine.sequence(shape.max_len)
+    engine.step(prefill(one, min(shape.chunk - 2, shape.max_len - 3)), prefill(other, 3))
+    engine.step(prefill(one, 3), prefill(other, 3))

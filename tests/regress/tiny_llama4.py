@@ -128,7 +128,7 @@ def engine_config(model: Path, engine_args: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import EngineArgs
 
     args = EngineArgs(
-        model=str(model), skip_tokenizer_init=True, enforce_eager=True, **dict(engine_args)
+        model=str(model), skip_tokenizer_init=True, **{"enforce_eager": True, **engine_args}
     )
     return args.create_engine_config()
 
@@ -150,13 +150,21 @@ class OneRank:
         return tensor
 
 
+class FirstOfRanks(OneRank):
+    """The first process of several that share a layer: what it would send does not matter."""
+
+    def __init__(self, world_size: int) -> None:
+        self.world_size = world_size
+
+
 @contextmanager
-def one_rank() -> Iterator[None]:
+def one_rank(tensor_parallel_size: int = 1) -> Iterator[None]:
     """Stand in for the process groups of tensor, pipeline and data parallelism."""
     from vllm.distributed import parallel_state
 
     with pytest.MonkeyPatch.context() as patch:
-        for group in ("_TP", "_PP", "_DP"):
+        patch.setattr(parallel_state, "_TP", FirstOfRanks(tensor_parallel_size))
+        for group in ("_PP", "_DP"):
             patch.setattr(parallel_state, group, OneRank())
         yield
 
@@ -167,7 +175,8 @@ def loading(config: Any) -> Iterator[None]:
     from vllm.config import set_current_vllm_config
 
     before = torch.get_default_dtype()
-    with set_current_vllm_config(config), one_rank():
+    ranks = config.parallel_config.tensor_parallel_size
+    with set_current_vllm_config(config), one_rank(ranks):
         torch.set_default_dtype(config.model_config.dtype)
         try:
             yield

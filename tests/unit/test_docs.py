@@ -253,6 +253,9 @@ def test_what_one_gets(upstream: Upstream) -> None:
     last = BLOCKS["docs/user.md", "weights"].splitlines()[-1]
     out = shell.run("docs/user.md", "weights", **{last: f"{last} || test $? = 1"})
     assert "0.8.3 – 0.8.5.post1 with --quantization moe_wna16" in " ".join(out.split())
+    last = BLOCKS["docs/user.md", "flags"].splitlines()[-1]
+    out = shell.run("docs/user.md", "flags", **{last: f"{last} || test $? = 1"})
+    assert "stock wrong, V1 FlashAttention" in " ".join(out.split())
 
 
 def test_what_packagers_do_with_another_build(upstream: Upstream) -> None:

@@ -307,7 +307,7 @@ def test_json(kept_run: Run) -> None:
     assert found["settings"] == {
         "kv_cache_dtype": "fp8_e5m2", "dtype": "auto", "backend": "unset", "v1": "1",
         "flashinfer": True, "max_model_len": None, "chunk": 8192, "length": "past",
-        "weights": None,
+        "weights": None, "flags": [],
     }  # fmt: skip
     (one,) = found["releases"].values()
     assert one["version"] == "1.0+llama4.1"

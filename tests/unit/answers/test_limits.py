@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from matrix.limits import FLASH_ATTN, LIMITS, Limit
-from overlay.answers import binaries, matrix
+from overlay.answers import binaries, flags, matrix
 from overlay.releases import versions
+from settings.limits import LIMITS as OF_SETTINGS
 
 ROOT = Path(__file__).parents[3]
 PATCHED = versions.load(ROOT / "VERSIONS.toml").patched
@@ -37,7 +38,7 @@ def name(limit: Limit) -> str:
     return f"{min(limit.impls)}: {limit.message[:30]}"
 
 
-@pytest.mark.parametrize("limit", LIMITS, ids=name)
+@pytest.mark.parametrize("limit", [*LIMITS, *OF_SETTINGS], ids=name)
 def test_a_limit_names_its_evidence(limit: Limit) -> None:
     assert any(form.search(limit.source) for form in EVIDENCE), limit.source
 
@@ -46,6 +47,12 @@ def test_a_limit_names_its_evidence(limit: Limit) -> None:
 def test_some_cell_rests_on_it(limit: Limit) -> None:
     """One that nothing rests on is a second way to say what is known already."""
     assert limit.source in bases()
+
+
+@pytest.mark.parametrize("limit", OF_SETTINGS, ids=name)
+def test_some_setting_rests_on_it(limit: Limit) -> None:
+    kept = (flags.read(ROOT, release.name) for release in PATCHED)
+    assert limit.source in {outcome.basis for one in kept for outcome in one.outcomes}
 
 
 def test_binaries_and_triton_speak_for_themselves() -> None:

@@ -84,6 +84,21 @@ def explained(
             ("other fault: with KV transfer, KV events, EAGLE", "V1 attends globally"),
         ),
         (
+            ("--gpu", "H100", "--release", "0.10.0", "--kv-connector"),
+            ("stock wrong, V1 FlashAttention: wrong attention in chunked layers",
+             "overlay right, V1 FlashAttention"),
+        ),
+        (
+            ("--gpu", "A100", "--release", "0.8.5.post1", "--speculative", "ngram"),
+            ("stock wrong, V0 FlashAttention", "overlay right, V0 FlashAttention"),
+        ),
+        (
+            ("--gpu", "A100", "--release", "0.10.2", "--enable-lora"),
+            ("overlay refused by a worker", "does not support LoRA yet",
+             "to change: unset --enable-lora; then it is right, V1 FlashAttention",
+             "no release that this overlay patches runs it on this GPU with these settings"),
+        ),
+        (
             ("--gpu", "A100", "--release", "0.9.1"),
             ("other fault: a text-only checkpoint (Llama4ForCausalLM) attends globally",),
         ),
@@ -137,7 +152,8 @@ def explained(
             ("No release that this overlay patches runs Llama 4 on this GPU past a chunk.",),
         ),
     ],
-    ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "kv-connector", "text-only", "flex",
+    ids=["5090", "t4", "v100", "orin", "gh200", "mi300x", "other-faults", "kv-connector", "ngram",
+         "lora", "text-only", "flex",
          "t4-v0", "awq", "w4a16-e5m2", "w4a16-fp8", "maverick-fp8", "t4-awq", "gb300"],
 )  # fmt: skip
 def test_it_is_answered(

@@ -384,6 +384,10 @@ def _of_gpu(identity: Identity, target: Target, answer: Answer | None, patch: st
     if answer is None:
         # Older than the wheels, or newer than the matrix: only the former is known to fail.
         return [f"use another GPU: {target.note}"] if target.is_too_old else []
+    side = answer.patched if identity.kind == "patched" else answer.stock
+    if side.is_unasked:
+        # Nothing is known to be wrong with these flags, nor with those of the others.
+        return []
     if identity.kind == "patched":
         return [] if answer.patched.is_right else [_settings_or(answer.patched, answer)]
     if answer.stock.is_right and not answer.other_faults:
@@ -457,6 +461,7 @@ def lines(report: Report) -> list[tuple[str, str]]:
 def _outcome_lines(report: Report) -> list[str]:
     is_patched, many = report.identity.kind == "patched", len(report.answers) > 1
     told, other_faults, unknown = [], dict[str, None](), dict[str, None]()
+    of_flags = dict[str, None]()
     for target, answer in report.answers:
         if answer:
             side = answer.patched if is_patched else answer.stock
@@ -464,8 +469,10 @@ def _outcome_lines(report: Report) -> list[str]:
             told.append(who + explain.told(side, target.name))
             other_faults |= {} if is_patched else dict.fromkeys(answer.other_faults)
             unknown |= dict.fromkeys(answer.unknown)
+            of_flags |= dict.fromkeys(answer.of_flags)
     told += [f"other fault: {fault}" for fault in other_faults]
-    return told + [f"not known: {words}" for words in unknown]
+    told += [f"not known: {words}" for words in unknown]
+    return [*told, *of_flags]
 
 
 def _vllm_line(report: Report) -> str:

@@ -11,12 +11,14 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 
-from overlay.answers import basis, evidence, gpus, matrix, runnable, weights
+from overlay.answers import basis, evidence, flags, gpus, matrix, runnable, weights
 from overlay.answers.checkpoint import Checkpoint
 from overlay.answers.evidence import Run
+from overlay.answers.flags import NO_FLAGS, Flags
 from overlay.answers.matrix import UNSET, Cell, Matrix, Outcome, Variant
 from overlay.answers.runnable import Kernels, Place
 from overlay.answers.weights import Asked
@@ -67,6 +69,8 @@ class Settings:
     """`attention_chunk_size` of the model, tokens."""
     weights: Asked | None = None
     """None takes them to be unquantised."""
+    flags: Flags = NO_FLAGS
+    """What else is set."""
 
     @property
     def length(self) -> Length:
@@ -93,6 +97,7 @@ class Settings:
         said += [f"{name}={value}" for name, value in self._variables if value != UNSET]
         said.append("with FlashInfer" if self.flashinfer else "without FlashInfer")
         said += [str(self.weights)] if self.weights else []
+        said += [flags.WRITTEN[name] for name in self.flags.names]
         return ", ".join(said)
 
     @property
@@ -140,6 +145,8 @@ class RightSettings:
     outcome: Outcome
     changes: tuple[str, ...]
     """What to change for it, each a flag, an environment variable or `unset` one."""
+    drops: bool = False
+    """Whether a flag is left out for it that the matrix does without."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +168,16 @@ class VariantAnswer:
 
     @property
     def cannot_run(self) -> bool:
-        """Whether the GPU lacks the kernels for these settings, or for all others."""
-        return self.outcome.verdict == "cannot-run" or self.use is None
+        """Whether the GPU lacks the kernels for these settings, or no others are right that keep
+        the flags."""
+        if self.is_unasked:
+            return False
+        return self.outcome.verdict == "cannot-run" or self.use is None or self.use.drops
+
+    @property
+    def is_unasked(self) -> bool:
+        """Whether nothing is known, since a flag was not asked with these settings."""
+        return self.outcome.verdict == "unasked"
 
 
 @dataclass(frozen=True)
@@ -188,7 +203,9 @@ class Answer:
     besides: tuple[str, ...] = ()
     """What does not work there, patched, with settings that the matrix does not have."""
     unknown: tuple[str, ...] = ()
-    """What is not known of the weights, stock and patched."""
+    """What is not known of the weights and the flags, stock and patched."""
+    of_flags: tuple[str, ...] = ()
+    """What is to be said of the flags beside the outcomes, stock and patched."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Where this release, patched, cannot run with these settings: the releases that can."""
 
@@ -439,15 +456,21 @@ def ask(
             build = _build(release, found)
             kernels_here = kernels or kernels_of(root, build)
             kernels_here = kernels_here.holding(root, release.name, settings.weights)
+            held = flags.hold(root, release.name, settings.flags)
+            kernels_here = replace(kernels_here, flags=settings.flags)
+            flagged = {name: held.laid_over(one, found.stands_for) for name, one in kept.items()}
             laid = {
                 variant: runnable.laid_over(one, kernels_here, found.stands_for)
-                for variant, one in kept.items()
+                for variant, one in flagged.items()
             }
             one = _answer(workspace, build, laid, settings, found.column)
-            one = _with_flags(one, kept, kernels_here, found, settings)
-            place = settings.place(found.capability)
-            besides = _besides(one.patched.outcome, kernels_here, place)
-            answers.append(replace(one, besides=besides, unknown=kernels_here.unknown(place)))
+            one = _with_flags(one, flagged, kernels_here, found, settings)
+            one = _without_flags(one, kept, kernels_here, held, found, settings)
+            place, outcome = settings.place(found.capability), one.patched.outcome
+            cell, besides = settings.cell(found.column), _besides(outcome, kernels_here, place)
+            unknown = (*kernels_here.unknown(place), *flags.unknown(settings.flags, outcome))
+            of_flags = _of_flags(kept, kernels_here, held, cell, place)
+            answers.append(replace(one, besides=besides, unknown=unknown, of_flags=of_flags))
     for_arm = [one.name for one in workspace.versions.patched if one.aarch64]
     caveat = gpus.caveat(found.name, ranges(for_arm, workspace.versions.releases))
     if caveat:
@@ -477,17 +500,22 @@ def capabilities(root: Path, release: Release) -> dict[str, tuple[str, ...]]:
 
 
 def _way(use: RightSettings | None, cell: Cell) -> tuple[str, ...] | None:
-    """What makes a cell right at the same length, in half precision; None if `use` does not.
+    """What makes a cell right at the same length, in half precision, with all flags; None if `use`
+    does not.
 
     float32 is no way: it takes twice the memory.
     """
-    if use is None or use.cell.length != cell.length or FLOAT32 in use.changes:
-        return None
-    return use.changes
+    return None if use is None or use.drops or not _is_way(use, cell) else use.changes
+
+
+def _is_way(use: RightSettings, cell: Cell) -> bool:
+    return use.cell.length == cell.length and FLOAT32 not in use.changes
 
 
 def _besides(outcome: Outcome, kernels: Kernels, place: Place) -> tuple[str, ...]:
     """What is known of a patched release beyond its outcome."""
+    if kernels.flags:
+        return ()
     prefix = kernels.without_chunks(outcome, place)
     return (f"chunked prefill and prefix caching cannot run: {prefix}",) if prefix else ()
 
@@ -527,6 +555,8 @@ def _use_elsewhere(
     kernels = kernels_of(root, _build(release, found)).holding(root, release.name, settings.weights)
     if kernels.held and kernels.held.kept is None:
         return None
+    kept = flags.hold(root, release.name, settings.flags).laid_over(kept, found.stands_for)
+    kernels = replace(kernels, flags=settings.flags)
     return nearest_with(kept, kernels, found, cell, settings.chunk)
 
 
@@ -572,6 +602,52 @@ def _with_flag(
     return min(ways, key=lambda way: (_way(way, cell) is None, len(way.changes)), default=None)
 
 
+def _without_flags(
+    one: Answer, kept: Kept, kernels: Kernels, held: flags.Set, found: Target, settings: Settings
+) -> Answer:
+    """The answer, with a flag left out where nothing is right with all of them."""
+    assert found.column is not None
+    cell = settings.cell(found.column)
+
+    def use(side: VariantAnswer, plain: Matrix) -> RightSettings | None:
+        if not held.flags or side.is_unasked or (side.use and _is_way(side.use, cell)):
+            return side.use
+        ways = [side.use] if side.use else []
+        for left_out, fewer in held.fewer():
+            laid = runnable.laid_over(
+                fewer.laid_over(plain, found.stands_for),
+                replace(kernels, flags=fewer.flags),
+                found.stands_for,
+            )
+            other = nearest(laid, cell, settings.chunk)
+            if other:
+                ways.append(replace(other, changes=(*left_out, *other.changes), drops=True))
+        return min(ways, key=lambda way: (not _is_way(way, cell), len(way.changes)), default=None)
+
+    stock, patched = (
+        replace(side, use=use(side, kept[variant]))
+        for variant, side in zip(VARIANTS, (one.stock, one.patched), strict=True)
+    )
+    return replace(one, stock=stock, patched=patched)
+
+
+def _of_flags(
+    kept: Kept, kernels: Kernels, held: flags.Set, cell: Cell, place: Place
+) -> tuple[str, ...]:
+    """What is to be said of flags beside the outcomes in a cell: a line each."""
+
+    def is_alike(one: flags.Set) -> bool:
+        """Whether nothing is otherwise with it, stock and patched."""
+        plain = {variant: look_up(matrix, cell) for variant, matrix in kept.items()}
+        bare, with_it = replace(kernels, flags=NO_FLAGS), replace(kernels, flags=one.flags)
+        return all(
+            with_it.over(one.over(variant, cell, outcome), place) == bare.over(outcome, place)
+            for variant, outcome in plain.items()
+        )
+
+    return held.told([one for one in held.each() if is_alike(one)])
+
+
 def _filled(outcome: Outcome, cell: Cell, settings: Settings) -> Outcome:
     """An outcome whose message speaks of the settings."""
     length = settings.max_model_len or 2 * settings.chunk
@@ -600,7 +676,7 @@ def _answer(
     runs = [
         run
         for run in evidence.read(workspace.project.root, release.name).runs
-        if _has_run(run, settings.weights)
+        if _has_run(run, settings.weights) and settings.flags.had_by(run.test)
     ]
     stock, patched = (
         _side(kept[variant], cell, settings, (r for r in runs if r.variant == variant), release)
@@ -609,7 +685,9 @@ def _answer(
     other_faults = [
         OTHER_FAULTS[p.topic]
         for p in workspace.series(release)
-        if p.topic in OTHER_FAULTS and _concerns(p.topic, settings.weights)
+        if p.topic in OTHER_FAULTS
+        and _concerns(p.topic, settings.weights)
+        and settings.flags.concerns(p.topic)
     ]
     version = workspace.versions.local_version(release)
     return Answer(release, version, stock, patched, tuple(other_faults))
@@ -650,7 +728,7 @@ def _side(
 #: The verdicts in a user's words.
 _WORDS = {
     "type-error": "TypeError", "explained": "refused", "unexplained": "refused",
-    "worker-refused": "refused by a worker", "cannot-run": "cannot run",
+    "worker-refused": "refused by a worker", "cannot-run": "cannot run", "unasked": "not known",
 }  # fmt: skip
 
 
@@ -680,6 +758,8 @@ def told(side: VariantAnswer, gpu: str) -> str:
 
 def change(side: VariantAnswer) -> str:
     """What to change, in a table's cell."""
+    if side.is_unasked:
+        return "not known"
     if side.use is None:
         return "nothing helps"
     return "; ".join(side.use.changes) or "nothing"
@@ -689,6 +769,8 @@ def advice(side: VariantAnswer) -> str:
     """What to change, and what it brings."""
     if side.is_right:
         return "no change needed"
+    if side.is_unasked:
+        return "what to change is not known"
     if side.use is None:
         return "no settings are right on this GPU"
     return f"to change: {change(side)}; then it is {brief(side.use.outcome)}"
@@ -704,6 +786,7 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
         ("", advice(one.patched)),
         *(("", f"besides: {said}") for said in one.besides),
         *(("", f"not known: {said}") for said in one.unknown),
+        *zip(chain(("flags",), repeat("")), one.of_flags, strict=False),
         *(("", way) for way in ways_out(one)),
         ("wheel", install(one)),
     ]
@@ -716,10 +799,13 @@ def summary(answers: Sequence[Answer]) -> str:
     found = _by_changes(
         (name, use.changes)
         for name, use in uses
-        if use and not (use.changes and use.changes[-1].startswith("--max-model-len"))
+        if use
+        and not use.drops
+        and not (use.changes and use.changes[-1].startswith("--max-model-len"))
     )
     if not found:
-        return "No release that this overlay patches runs Llama 4 on this GPU past a chunk."
+        how = " with these settings" if any(use and use.drops for _, use in uses) else ""
+        return f"No release that this overlay patches runs Llama 4 on this GPU past a chunk{how}."
     told = [_with(changes, ranges(names, order)) for changes, names in found]
     return f"Patched and right here: {'; '.join(told)}."
 
@@ -734,6 +820,12 @@ def unknown(answers: Sequence[Answer]) -> list[str]:
     """What is not known of several releases, in their order: a sentence each."""
     found = _by_words(answers, lambda one: one.unknown)
     return [f"Not known of {names}: {words}." for words, names in found]
+
+
+def of_flags(answers: Sequence[Answer]) -> list[str]:
+    """What is to be said of flags in several releases, in their order: a sentence each."""
+    found = _by_words(answers, lambda one: one.of_flags)
+    return [f"{names}: {words}." for words, names in found]
 
 
 def _by_words(
@@ -767,7 +859,8 @@ def _with(changes: tuple[str, ...], releases: str) -> str:
 def ways_out(one: Answer) -> list[str]:
     """The releases that run where this one cannot, those with the same settings first."""
     if one.patched.cannot_run and not one.elsewhere:
-        return ["no release that this overlay patches runs it on this GPU"]
+        how = " with these settings" if one.patched.use and one.patched.use.drops else ""
+        return [f"no release that this overlay patches runs it on this GPU{how}"]
     found = _by_changes(
         (other.release, other.changes)
         for other in one.elsewhere
@@ -784,7 +877,7 @@ def install(one: Answer) -> str:
 
 def as_json(found: Target, settings: Settings, answers: Sequence[Answer]) -> dict[str, Any]:
     """Question and answers for a script."""
-    asked = dataclasses.asdict(settings)
+    asked = {**dataclasses.asdict(settings), "flags": list(settings.flags.names)}
     return {
         "gpu": found.name or None,
         "capability": found.capability,
@@ -804,6 +897,7 @@ def _answer_json(one: Answer, gpu: str) -> dict[str, Any]:
         "stock_besides": list(one.other_faults),
         "besides": list(one.besides),
         "unknown": list(one.unknown),
+        "of_flags": list(one.of_flags),
         "elsewhere": {other.release: list(other.changes) for other in one.elsewhere},
     }
 

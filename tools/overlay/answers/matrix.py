@@ -37,7 +37,7 @@ Variant = Literal["stock", "patched"]
 Model = Literal["llama4", "control"]
 Verdict = Literal[
     "right", "wrong", "selected", "type-error", "crash", "explained", "unexplained",
-    "worker-refused", "cannot-run",
+    "worker-refused", "cannot-run", "unasked",
 ]  # fmt: skip
 #: What no cell of a patched release may come to.
 FAULTS: tuple[Verdict, ...] = ("type-error", "crash", "wrong", "worker-refused", "unexplained")
@@ -62,7 +62,8 @@ class Outcome(_Model):
     verdict: Verdict
     """right and wrong are of attention; explained and unexplained are refusals before weights
     load; worker-refused is one by a worker of what V1 let in; selected is of the control;
-    cannot-run is in no file, but what `runnable` makes of right and wrong."""
+    cannot-run is in no file, but what `runnable` makes of right and wrong; nor is unasked, which is
+    what `settings` makes of cells in which a setting was not asked."""
     engine: str = ""
     """v0 or v1, as far as it got."""
     backend: str = ""
@@ -224,6 +225,38 @@ class Matrix(_Model):
             places = product(self.axes.dtype, self.axes.kv_cache_dtype)
             for place, number in zip(places, numbers[start::step], strict=True):
                 yield Cell(*name, *place, capability), self.outcomes[number]
+
+    def changed(self, change: Callable[[Cell, Outcome], Outcome], columns: Iterable[str]) -> Matrix:
+        """With other outcomes of Llama 4 on GPUs of some capabilities."""
+        wanted = frozenset(columns)
+        numbers = {outcome: number for number, outcome in enumerate(self.outcomes)}
+        places = list(product(self.axes.dtype, self.axes.kv_cache_dtype, self.axes.capability))
+
+        def number(name: tuple[str, str, str, bool], place: tuple[str, str, str], old: int) -> int:
+            if place[-1] not in wanted:
+                return old
+            outcome = change(Cell(*name, *place), self.outcomes[old])
+            return numbers.setdefault(outcome, len(numbers))
+
+        rows = dict[tuple[str, str, str, bool], list[int]]()
+        for row in self.rows:
+            cells = zip(places, expand(row.llama4), strict=True)
+            rows[row.name] = [number(row.name, place, old) for place, old in cells]
+        return self.with_llama4(tuple(numbers), rows)
+
+    def with_llama4(
+        self, outcomes: tuple[Outcome, ...], numbers: Mapping[tuple[str, str, str, bool], list[int]]
+    ) -> Matrix:
+        """With other outcomes, and by row the numbers of those of Llama 4."""
+        rows = tuple(
+            row.model_copy(update={"llama4": compress(numbers[row.name])}) for row in self.rows
+        )
+        found = self.model_copy(update={"outcomes": outcomes, "rows": rows})
+        # What was looked up of the rows before is copied too.
+        for name, value in vars(Matrix).items():
+            if isinstance(value, functools.cached_property):
+                vars(found).pop(name, None)
+        return found
 
     @functools.cached_property
     def llama4(self) -> dict[Cell, Outcome]:

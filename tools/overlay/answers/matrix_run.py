@@ -1,4 +1,4 @@
-"""Run tests/matrix, tests/compiled and tests/weights in a release's environment, on its wheels."""
+"""Run tests/matrix, compiled, weights and settings in a release's environment, on its wheels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from overlay.answers import compiled, weights
+from overlay.answers import compiled, flags, weights
 from overlay.answers.compiled import Compiled
 from overlay.answers.matrix import Matrix, Variant, from_run, summary
 from overlay.answers.weights import Weights
@@ -43,6 +43,8 @@ MATRIX = Program("matrix", 1200.0)
 TRITON = Program("compiled", 3600.0)
 #: A whole release takes 2 minutes on two cores.
 WEIGHTS = Program("weights", 1200.0)
+#: Stock or patched, a release takes 1 to 2 minutes on two cores.
+SETTINGS = Program("settings", 1200.0)
 
 
 def run(
@@ -81,6 +83,16 @@ def run_weights(workspace: Workspace, release: Release, folder: Path, jobs: int)
         return runner.weights()
 
 
+def run_settings(workspace: Workspace, release: Release, folder: Path, jobs: int) -> flags.Kept:
+    """Run tests/settings on both wheels of `release`, in an environment under `folder`.
+
+    Raises:
+        OverlayError: the wheel can't be built, the environment can't be made, or the run breaks.
+    """
+    with _runner(workspace, release, folder, SETTINGS, jobs) as runner:
+        return runner.settings()
+
+
 @dataclass(frozen=True)
 class _Runner:
     """Runs a program on the wheels of a release, which take turns in one environment."""
@@ -111,6 +123,15 @@ class _Runner:
         start = time.monotonic()
         made = weights.from_run(self._result("stock", "weights"))
         self._say(weights.summary(made), start)
+        return made
+
+    def settings(self) -> flags.Kept:
+        """What settings change, stock and patched."""
+        start = time.monotonic()
+        made = flags.from_runs(
+            {variant: self._result(variant, f"settings-{variant}") for variant in flags.VARIANTS}
+        )
+        self._say(flags.summary(made), start)
         return made
 
     def _say(self, text: str, start: float) -> None:

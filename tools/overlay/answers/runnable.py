@@ -13,16 +13,15 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from overlay.answers import binaries, compiled, matrix, weights
+from overlay.answers import binaries, compiled, flags, matrix, weights
 from overlay.answers.binaries import Binaries
 from overlay.answers.compiled import Compiled, Use
+from overlay.answers.flags import NO_FLAGS, Flags
 from overlay.answers.matrix import (
     Cell,
     Matrix,
     Outcome,
-    Row,
     Verdict,
-    compress,
     computed_dtype,
     expand,
 )
@@ -69,6 +68,8 @@ class Kernels:
     compiled: Compiled | None = None
     held: Held | None = None
     """The weights; None: unquantised."""
+    flags: Flags = NO_FLAGS
+    """What is set beside the matrix' settings."""
 
     def holding(self, root: Path, release: str, asked: Asked | None) -> Kernels:
         """The same, with weights that are asked for.
@@ -89,6 +90,7 @@ class Kernels:
         found = (
             self._no_code(outcome.backend, place)
             or self._not_held(place)
+            or self._no_parts(outcome, place)
             or self._not_compiled(outcome.backend, place)
         )
         if found is None:
@@ -117,6 +119,13 @@ class Kernels:
         dtype = computed_dtype(place.dtype, place.capability)
         answer = self.compiled.answer("v0-prefix", place.kv_cache_dtype, dtype, place.capability)
         return "" if answer is None or answer.runs else answer.reason
+
+    def _no_parts(self, outcome: Outcome, place: Place) -> _Obstacle | None:
+        """What is in the way of prompts in parts, if V0 is to compute them so."""
+        if flags.IN_PARTS not in self.flags.names or outcome.backend != flags.BY_TRITON:
+            return None
+        reason = self.without_chunks(outcome, place)
+        return _Obstacle("compiled", reason) if reason else None
 
     def _weights(self, place: Place) -> weights.Outcome | None:
         """What becomes of the weights; None if they are unquantised, or nothing is known."""
@@ -205,17 +214,11 @@ def laid_over(
             return old
         return numbers.setdefault(kernels.over(kept.outcomes[old], place), len(numbers))
 
-    def laid(row: Row) -> Row:
-        found = zip(expand(row.llama4), places, strict=True)
-        return row.model_copy(update={"llama4": compress(number(old, at) for old, at in found)})
-
-    rows = tuple(map(laid, kept.rows))
-    found = kept.model_copy(update={"outcomes": tuple(numbers), "rows": rows})
-    # What was looked up of the rows before is copied too.
-    for name, value in vars(Matrix).items():
-        if isinstance(value, functools.cached_property):
-            vars(found).pop(name, None)
-    return found
+    rows = {
+        row.name: [number(old, at) for old, at in zip(expand(row.llama4), places, strict=True)]
+        for row in kept.rows
+    }
+    return kept.with_llama4(tuple(numbers), rows)
 
 
 def judge(root: Path, release: str) -> tuple[tuple[Matrix, Matrix], tuple[str, ...]]:

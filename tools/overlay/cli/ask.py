@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 from rich.table import Table
 from rich.text import Text
 
-from overlay.answers import behaviour, doctor, explain, gpus, launch, matrix, probe
+from overlay.answers import behaviour, doctor, explain, flags, gpus, launch, matrix, probe
 from overlay.answers.checkpoint import find as find_checkpoint
 from overlay.base.console import out, print_json
 from overlay.base.errors import Exit
@@ -52,9 +53,58 @@ def _configuration(command: Command) -> Command:
             help="Its folder or config.json; or how it is quantised: awq, w4a16, w8a8-fp8 …",
         ),
     )  # fmt: skip
+    command = _with_flags(command)
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def _with_flags(command: Command) -> Command:
+    """Options of `vllm serve` that are no axis of the matrix; the command gets them as one."""
+    options = {
+        "pipeline_parallel_size": click.option(
+            "--pipeline-parallel-size", "-pp", type=click.IntRange(1), default=1, metavar="N",
+            help="Stages; asked with 2.",
+        ),
+        "tensor_parallel_size": click.option(
+            "--tensor-parallel-size", "-tp", type=click.IntRange(1), default=1, metavar="N",
+            help="GPUs that share each layer; asked with 2.",
+        ),
+        "enable_lora": click.option("--enable-lora", is_flag=True),
+        "speculative": click.option(
+            "--speculative", type=click.Choice(["ngram", "draft", "eagle"]),
+            help="--speculative-config: n-grams, a draft model, or EAGLE's head.",
+        ),
+        "kv_connector": click.option(
+            "--kv-connector", is_flag=True, help="--kv-transfer-config, of any connector."
+        ),
+        "disable_hybrid_kv_cache_manager": click.option(
+            "--disable-hybrid-kv-cache-manager", is_flag=True
+        ),
+        "enable_chunked_prefill": click.option(
+            "--enable-chunked-prefill/--no-enable-chunked-prefill", default=None
+        ),
+        "enable_prefix_caching": click.option(
+            "--enable-prefix-caching/--no-enable-prefix-caching", default=None
+        ),
+        "block_size": click.option(
+            "--block-size", type=click.Choice(["8", "16", "32", "64", "128"]),
+            help="Tokens of a block of the KV cache.",
+        ),
+        "enforce_eager": click.option(
+            "--enforce-eager", is_flag=True, help="No CUDA graphs, no torch.compile."
+        ),
+    }  # fmt: skip
+
+    @functools.wraps(command)
+    def wrapped(*arguments: Any, **values: Any) -> None:
+        given = {name: values.pop(name) for name in options}
+        command(*arguments, set_flags=flags.asked(**given), **values)
+
+    found = cast(Command, wrapped)
+    for option in reversed(options.values()):
+        found = option(found)
+    return found
 
 
 @click.command(epilog=EPILOG)
@@ -79,6 +129,7 @@ def explain_command(
     backend: str | None,
     v1: str | None,
     flashinfer: bool,
+    set_flags: flags.Flags,
     as_json: bool,
 ) -> None:
     """Tell which engine and backend Llama 4 gets, whether it is right, and what to set instead.
@@ -91,14 +142,16 @@ def explain_command(
       vllm-overlay explain --capability 8.6 --kv-cache-dtype fp8 --max-model-len 32768
       vllm-overlay explain --release 0.8.5.post1 --gpu A100 --quantization awq
       vllm-overlay explain --gpu T4 --checkpoint models/scout-awq
+      vllm-overlay explain --gpu H100 --release 0.10.0 --kv-connector
     """
     named = _named_gpu(gpu, capability)
     if named is None:
         raise click.UsageError("name the GPU: --gpu T4, or --capability 7.5")
     unset = matrix.UNSET
     settings = explain.Settings(
-        kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len
-    )
+        kv_cache_dtype, dtype, backend or unset, v1 or unset, flashinfer, max_model_len,
+        flags=set_flags,
+    )  # fmt: skip
     settings = _of_checkpoint(settings, checkpoint, quantization, chunk, as_json)
     versions = workspace.versions
     chosen = versions.patched if release is None else (versions.get(release),)
@@ -106,7 +159,7 @@ def explain_command(
     looked_up = workspace.project.root, target, settings, answers
     if as_json:
         told = explain.as_json(target, settings, answers)
-        for one in launch.of_all(*looked_up):
+        for one in () if settings.flags else launch.of_all(*looked_up):
             told["releases"][one.release]["launch"] = launch.as_json(one)
         print_json(told)
         return
@@ -117,7 +170,8 @@ def explain_command(
         _print_lines(explain.lines(answers[0], target.name) if answers else [])
     elif answers:
         _print_answers(answers)
-    line = launch.newest(*looked_up)
+    # A line with these flags would not be one that was asked.
+    line = None if settings.flags else launch.newest(*looked_up)
     if line:
         _print_launch(line)
 
@@ -147,6 +201,7 @@ def doctor_command(
     dtype: str,
     quantization: str | None,
     checkpoint: str | None,
+    set_flags: flags.Flags,
     as_json: bool,
 ) -> None:
     """Tell what Llama 4 will do in this environment, and what to change: its vLLM, GPUs, settings.
@@ -160,7 +215,7 @@ def doctor_command(
       vllm-overlay doctor --kv-cache-dtype fp8 --max-model-len 32768
       vllm-overlay doctor --probe --python /usr/bin/python3
     """
-    settings = explain.Settings(kv_cache_dtype, dtype, max_model_len=max_model_len)
+    settings = explain.Settings(kv_cache_dtype, dtype, max_model_len=max_model_len, flags=set_flags)
     settings = _of_checkpoint(settings, checkpoint, quantization, chunk, as_json)
     named = _named_gpu(gpu, capability)
     interpreter = probe.choose_python(python, os.environ)
@@ -239,6 +294,7 @@ def _print_answers(answers: Sequence[explain.Answer]) -> None:
         )
         table.add_row(*map(Text, row))
     out.print(table, soft_wrap=False)
-    for sentence in (*explain.other_faults(answers), *explain.unknown(answers)):
+    told = (explain.other_faults, explain.unknown, explain.of_flags)
+    for sentence in (one for each in told for one in each(answers)):
         _wrapped(sentence)
     _wrapped("One of them in detail: --release RELEASE")

@@ -294,6 +294,7 @@ def _print(found: Port, tally: Tally, listing: Listing, written: list[str], dry_
             f"Look at it with git diff, then: vllm-overlay lock {name} (its wheel's digests); "
             f"vllm-overlay kernels {name} --keep (the GPUs that it has code for); "
             f"vllm-overlay matrix {name} --weights (the quantised checkpoints that it takes); "
+            f"vllm-overlay matrix {name} --settings (what other settings change); "
             f"vllm-overlay validate {name}; vllm-overlay regress {name}",
             markup=False,
         )

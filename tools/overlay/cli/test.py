@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from overlay.answers import compiled, evidence, matrix, matrix_run, runnable, weights
+from overlay.answers import compiled, evidence, flags, matrix, matrix_run, runnable, weights
 from overlay.base.console import counted, err, out, print_json
 from overlay.base.errors import Exit
 from overlay.cli.options import (
@@ -156,6 +156,7 @@ def _print_verdict(verdict: Verdict) -> None:
 @click.option("--compare", is_flag=True, help="Run nothing; compare what matrix/ has.")
 @click.option("--triton", is_flag=True, help="Compile Triton's kernels for every GPU instead.")
 @click.option("--weights", "held", is_flag=True, help="Load quantised weights instead.")
+@click.option("--settings", "flagged", is_flag=True, help="Ask other settings instead, each alone.")
 @click.option("--jobs", default=os.cpu_count(), show_default="all cores", help="Processes.")
 @work_option("matrix", "the environment and logs")
 @json_option
@@ -169,6 +170,7 @@ def matrix_command(
     compare: bool,
     triton: bool,
     held: bool,
+    flagged: bool,
     jobs: int,
     folder: Path,
     as_json: bool,
@@ -185,25 +187,32 @@ def matrix_command(
     With --weights, the release's layers are constructed for checkpoints of every quantisation on
     every GPU, and a step is run through them as far as the kernels. It takes 2 minutes.
 
+    With --settings, it is asked where parallelism, LoRA, speculative decoding, a KV connector,
+    block sizes and the like change the answer, stock and patched, over some of the cells. It takes
+    3 minutes.
+
     \b
     Example:
       vllm-overlay matrix 0.8.5.post1 --stock
       vllm-overlay matrix 0.8.5.post1 --triton --check
       vllm-overlay matrix 0.8.5.post1 --weights
+      vllm-overlay matrix 0.8.5.post1 --settings
     """
     require_names(releases, everything)
-    if compare and (check or stock or triton or held):
+    if compare and (check or stock or triton or held or flagged):
         raise click.UsageError(
-            "--compare runs nothing: pass no --check, --stock, --triton or --weights"
+            "--compare runs nothing: pass no --check, --stock, --triton, --weights or --settings"
         )
-    if (triton or held) and stock:
+    if (triton or held or flagged) and stock:
         raise click.UsageError(
-            "--triton and --weights are of stock and patched alike: pass no --stock"
+            "--triton, --weights and --settings are of stock and patched alike: pass no --stock"
         )
-    if triton and held:
-        raise click.UsageError("pass --triton or --weights, not both")
+    if triton + held + flagged > 1:
+        raise click.UsageError("pass one of --triton, --weights and --settings")
     selected = workspace.versions.select(releases, patched=True)
-    if held:
+    if flagged:
+        found = [_settings(workspace, one, folder, check, jobs) for one in selected]
+    elif held:
         found = [_weights(workspace, one, folder, check, jobs) for one in selected]
     elif triton:
         found = _compiled(workspace, selected, folder, check, jobs)
@@ -263,6 +272,21 @@ def _weights(
     tables = {f"{release.name} weights": weights.counts(made)}
     problems = weights.settle(workspace.project.root, made, check)
     return _Found(tables, [weights.summary(made)], problems)
+
+
+def _settings(
+    workspace: Workspace, release: Release, folder: Path, check: bool, jobs: int
+) -> _Found:
+    """Ask a release, stock and patched, what settings change, and judge it beside the matrix."""
+    root, place = workspace.project.root, (folder / release.name).absolute()
+    made = matrix_run.run_settings(workspace, release, place, jobs)
+    problems = flags.settle(root, made, check)
+    plain = {
+        variant: matrix.read(matrix.path_of(root, release.name, variant))
+        for variant in flags.VARIANTS
+    }
+    tables = {f"{release.name} settings": flags.counts(made)}
+    return _Found(tables, [flags.summary(made)], [*problems, *flags.compare(made, plain)])
 
 
 def _compiled(

@@ -1,0 +1,90 @@
+"""What a worker asks of the model under a setting, while it loads it: the release's own code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from matrix import probe
+from matrix.cells import Cell
+from regress import third_party, tiny_llama4
+from weights.probe import construct
+
+MODEL = "Llama4ForConditionalGeneration"
+
+
+def refusal(folder: Path, cell: Cell, engine: str) -> Exception | None:
+    """Return what a worker of an engine fails with, if it does; it is the same for every GPU."""
+    ask = {"lora": lora, "speculative-eagle": eagle}.get(cell.setting.name if cell.setting else "")
+    if ask is None:
+        return None
+    with probe.environment(cell), pytest.MonkeyPatch.context() as patch:
+        config = probe.engine_config(folder, "llama4", cell)
+        config.compilation_config.static_forward_context.clear()
+        config.device_config.device = torch.device("cpu")
+        with tiny_llama4.loading(config):
+            try:
+                ask(config, engine, patch)
+            except Exception as error:
+                if not isinstance(error, (AssertionError, ValueError)) and MODEL not in str(error):
+                    # Not of the model, but of what stands in here for a worker.
+                    raise
+                return error
+    return None
+
+
+def lora(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
+    """Ask whether the model takes adapters."""
+    model = getattr(importlib.import_module("vllm.model_executor.models.mllama4"), MODEL)
+    bare = model.__new__(model)
+    torch.nn.Module.__init__(bare)
+    if engine == "v1":
+        mixin = importlib.import_module("vllm.v1.worker.lora_model_runner_mixin")
+        scheduler, cpu = config.scheduler_config, torch.device("cpu")
+        mixin.LoRAModelRunnerMixin.load_lora_model(
+            SimpleNamespace(), bare, config.model_config, scheduler, config.lora_config, cpu
+        )
+        return
+    module = importlib.import_module("vllm.worker.model_runner")
+    patch.setattr(module, "get_model", lambda **_: bare)
+    measured = contextlib.nullcontext(SimpleNamespace(consumed_memory=0))
+    for profiler in ("DeviceMemoryProfiler", "MemorySnapshot"):
+        patch.setattr(module, profiler, lambda *_: measured, raising=False)
+    runner = SimpleNamespace(
+        vllm_config=config,
+        model_config=config.model_config,
+        lora_config=config.lora_config,
+        scheduler_config=config.scheduler_config,
+        device=torch.device("cpu"),
+    )
+    module.GPUModelRunnerBase.load_model(runner)
+
+
+def eagle(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
+    """Have V1 load EAGLE's head beside the model, of which it takes parts."""
+    if engine == "v0":
+        return
+    # No kernel is called, but layers look for it.
+    patch.setattr(torch.ops._C, "silu_and_mul", None, raising=False)
+    target = construct(config)
+    module = third_party.import_untuned("vllm.v1.spec_decode.eagle")
+    loader = SimpleNamespace(get_all_weights=lambda *_: [])
+    patch.setattr(module, "get_model_loader", lambda *_: loader, raising=False)
+    patch.setattr(module, "get_model", head, raising=False)
+    # Only with the compiled extension can it be imported; it tags what torch.compile keeps.
+    backends = SimpleNamespace(set_model_tag=lambda _: contextlib.nullcontext())
+    patch.setitem(sys.modules, "vllm.compilation.backends", backends)
+    module.EagleProposer.load_model(SimpleNamespace(vllm_config=config), target)
+
+
+def head(*, vllm_config: Any, model_config: Any) -> Any:
+    """Construct EAGLE's head without weights, as vLLM's loader does before it loads them."""
+    utils = importlib.import_module("vllm.model_executor.model_loader.utils")
+    return utils.initialize_model(vllm_config=vllm_config, model_config=model_config)
