@@ -51,7 +51,8 @@ def test_some_cell_rests_on_it(limit: Limit) -> None:
 
 @pytest.mark.parametrize("limit", OF_SETTINGS, ids=name)
 def test_some_setting_rests_on_it(limit: Limit) -> None:
-    kept = (flags.read(ROOT, release.name) for release in PATCHED)
+    releases = [one.name for one in PATCHED if flags.path_of(ROOT, one.name).is_file()]
+    kept = (flags.read(ROOT, release) for release in releases)
     assert limit.source in {outcome.basis for one in kept for outcome in one.outcomes}
 
 

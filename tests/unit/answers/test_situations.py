@@ -96,7 +96,7 @@ def explained(
             ("--gpu", "A100", "--release", "0.10.2", "--enable-lora"),
             ("overlay refused by a worker", "does not support LoRA yet",
              "to change: unset --enable-lora; then it is right, V1 FlashAttention",
-             "no release that this overlay patches runs it on this GPU with these settings"),
+             "no release that this overlay patches is known to run it here with these flags"),
         ),
         (
             ("--gpu", "A100", "--release", "0.9.1"),

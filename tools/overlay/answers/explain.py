@@ -468,7 +468,11 @@ def ask(
             one = _without_flags(one, kept, kernels_here, held, found, settings)
             place, outcome = settings.place(found.capability), one.patched.outcome
             cell, besides = settings.cell(found.column), _besides(outcome, kernels_here, place)
-            unknown = (*kernels_here.unknown(place), *flags.unknown(settings.flags, outcome))
+            is_text_only = bool(settings.weights and settings.weights.is_text_only)
+            unknown = (
+                *kernels_here.unknown(place),
+                *flags.unknown(settings.flags, outcome, is_text_only),
+            )
             of_flags = _of_flags(kept, kernels_here, held, cell, place)
             answers.append(replace(one, besides=besides, unknown=unknown, of_flags=of_flags))
     for_arm = [one.name for one in workspace.versions.patched if one.aarch64]
@@ -786,8 +790,8 @@ def lines(one: Answer, gpu: str) -> list[tuple[str, str]]:
         ("", advice(one.patched)),
         *(("", f"besides: {said}") for said in one.besides),
         *(("", f"not known: {said}") for said in one.unknown),
-        *zip(chain(("flags",), repeat("")), one.of_flags, strict=False),
         *(("", way) for way in ways_out(one)),
+        *zip(chain(("flags",), repeat("")), one.of_flags, strict=False),
         ("wheel", install(one)),
     ]
 
@@ -804,8 +808,9 @@ def summary(answers: Sequence[Answer]) -> str:
         and not (use.changes and use.changes[-1].startswith("--max-model-len"))
     )
     if not found:
-        how = " with these settings" if any(use and use.drops for _, use in uses) else ""
-        return f"No release that this overlay patches runs Llama 4 on this GPU past a chunk{how}."
+        if any(use and use.drops for _, use in uses):
+            return "No release that this overlay patches is known to run this with these flags."
+        return "No release that this overlay patches runs Llama 4 on this GPU past a chunk."
     told = [_with(changes, ranges(names, order)) for changes, names in found]
     return f"Patched and right here: {'; '.join(told)}."
 
@@ -859,8 +864,9 @@ def _with(changes: tuple[str, ...], releases: str) -> str:
 def ways_out(one: Answer) -> list[str]:
     """The releases that run where this one cannot, those with the same settings first."""
     if one.patched.cannot_run and not one.elsewhere:
-        how = " with these settings" if one.patched.use and one.patched.use.drops else ""
-        return [f"no release that this overlay patches runs it on this GPU{how}"]
+        if one.patched.use and one.patched.use.drops:
+            return ["no release that this overlay patches is known to run it here with these flags"]
+        return ["no release that this overlay patches runs it on this GPU"]
     found = _by_changes(
         (other.release, other.changes)
         for other in one.elsewhere

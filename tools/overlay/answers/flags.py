@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,8 +38,8 @@ VARIANTS: tuple[Variant, Variant] = ("stock", "patched")
 
 #: The settings, as `vllm serve` takes them.
 WRITTEN: Mapping[str, str] = {
-    "pipeline-parallel": "--pipeline-parallel-size 2",
-    "tensor-parallel": "--tensor-parallel-size 2",
+    "pipeline-parallel": "--pipeline-parallel-size above 1",
+    "tensor-parallel": "--tensor-parallel-size above 1",
     "lora": "--enable-lora",
     "speculative-ngram": "--speculative-config of n-grams",
     "speculative-draft": "--speculative-config of a draft model",
@@ -296,12 +296,15 @@ def hold(root: Path, release: str, wanted: Flags) -> Set:
     return Set(wanted, read(root, release) if is_kept else None)
 
 
-def unknown(wanted: Flags, outcome: Outcome) -> tuple[str, ...]:
+def unknown(wanted: Flags, outcome: Outcome, is_text_only: bool) -> tuple[str, ...]:
     """What is not known of settings where they come to an outcome, each in a few words."""
+    told = list[str]()
     sizes = [WRITTEN[name] for name in wanted.names if name.startswith("block-size-")]
     if sizes and outcome.backend.startswith("v1.triton_attn.") and sizes != ["--block-size 16"]:
-        return (f"whether Triton's kernels fit this GPU with {sizes[0]}",)
-    return ()
+        told.append(f"whether Triton's kernels fit this GPU with {sizes[0]}")
+    if wanted and is_text_only:
+        told.append(f"whether {wanted} does the same to a text-only checkpoint")
+    return tuple(told)
 
 
 def from_runs(runs: Mapping[Variant, dict[str, Any]]) -> Kept:
@@ -370,15 +373,21 @@ def settle(root: Path, made: Kept, check: bool) -> list[str]:
     return settle_text(path_of(root, made.release), dumps(made), made.release, check)
 
 
-def compare(made: Kept, plain: Mapping[Variant, Matrix]) -> tuple[str, ...]:
+def compare(
+    made: Kept,
+    plain: Mapping[Variant, Matrix],
+    over: Callable[[str, Outcome, Cell], Outcome] = lambda _setting, outcome, _cell: outcome,
+) -> tuple[str, ...]:
     """Where a patched release is wrong with a setting, or no longer right where stock is: a line
-    each kind."""
+    each kind. `over` tells what of an outcome can run with a setting."""
     problems: dict[str, list[Cell]] = {}
     for setting, name in product(made.settings, made.asked):
         for place in product(made.axes.dtype, made.axes.kv_cache_dtype, made.axes.capability):
             cell = Cell(*name, *place)
             then = {
-                variant: made.change(setting, variant, cell) or _outcome(one, cell)
+                variant: over(
+                    setting, made.change(setting, variant, cell) or _outcome(one, cell), cell
+                )
                 for variant, one in plain.items()
             }
             old, new = then["stock"].verdict, then["patched"].verdict

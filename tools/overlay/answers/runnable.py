@@ -244,3 +244,23 @@ def compare(stock: Matrix, patched: Matrix) -> tuple[str, ...]:
             problem = f"right on stock, cannot run here: {new.message}"
             problems.setdefault(problem, []).append(cell)
     return matrix.lines_of(patched.release, problems)
+
+
+def judge_flags(root: Path, made: flags.Kept) -> tuple[str, ...]:
+    """The problems of a patched release with settings: what `flags.compare` finds, given what can
+    run.
+
+    Raises:
+        OverlayError: a file is missing or damaged.
+    """
+    kernels = known(root, made.release)
+    plain = {
+        variant: matrix.read(matrix.path_of(root, made.release, variant))
+        for variant in flags.VARIANTS
+    }
+
+    def over(setting: str, outcome: Outcome, cell: Cell) -> Outcome:
+        place = Place(cell.dtype, cell.kv_cache_dtype, cell.capability)
+        return replace(kernels, flags=Flags((setting,))).over(outcome, place)
+
+    return flags.compare(made, plain, over)

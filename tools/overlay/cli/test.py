@@ -281,12 +281,8 @@ def _settings(
     root, place = workspace.project.root, (folder / release.name).absolute()
     made = matrix_run.run_settings(workspace, release, place, jobs)
     problems = flags.settle(root, made, check)
-    plain = {
-        variant: matrix.read(matrix.path_of(root, release.name, variant))
-        for variant in flags.VARIANTS
-    }
     tables = {f"{release.name} settings": flags.counts(made)}
-    return _Found(tables, [flags.summary(made)], [*problems, *flags.compare(made, plain)])
+    return _Found(tables, [flags.summary(made)], [*problems, *runnable.judge_flags(root, made)])
 
 
 def _compiled(
