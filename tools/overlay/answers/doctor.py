@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from overlay.answers import advice, explain, probe, runnable, stack
+from overlay.answers import advice, explain, later, probe, runnable, stack
 from overlay.answers.explain import BACKEND, ENGINE, Answer, Settings, Target, VariantAnswer
+from overlay.answers.later import Later
 from overlay.answers.matrix import UNSET
 from overlay.answers.probe import Device, Devices, Installed, Python
 from overlay.answers.runnable import Kernels
@@ -59,6 +60,8 @@ class Report:
     """One a capability."""
     notes: tuple[str, ...]
     to_change: tuple[str, ...]
+    later: tuple[Later, ...] = ()
+    """Of a release that is newer than all that are patched: one a capability."""
 
 
 def set_by(environ: Mapping[str, str], settings: Settings) -> tuple[Settings, list[str]]:
@@ -95,11 +98,14 @@ def examine(
     used = probe.visible(devices.found, environ.get(VISIBLE))
     asked = [named] if named else list(dict.fromkeys((d.name, d.capability) for d in used))
     answers, found_stack = list[tuple[Target, Answer | None]](), Stack(Kernels())
+    newer, beyond = tuple[Later, ...](), list[str]()
     try:
         found_stack = _stack(workspace, identity, installed, python)
         answers = _answers(workspace, identity, asked, settings, found_stack.kernels)
+        newer, beyond = _newer(workspace, identity, installed, asked, settings)
     except OverlayError as error:
         to_change.append(f"{error.what}: {error.why}. {error.fix}")
+    to_change += [change for one in newer for change in later.changes(one)]
     to_change += _of_install(workspace, installed, identity, python)
     local, command = _patch(workspace, installed, identity, python)
     to_change += _of_gpus(identity, answers, f"install {local}: {command}")
@@ -112,8 +118,10 @@ def examine(
         (
             *_notes(workspace, identity, environ, devices, used, answers, installed),
             *found_stack.notes,
+            *beyond,
         ),
         tuple(dict.fromkeys(to_change)),
+        newer,
     )  # fmt: skip
 
 
@@ -166,6 +174,28 @@ def _answers(
             )
             found[capability] = target, answers[0] if answers else None
     return list(found.values())
+
+
+def _newer(
+    workspace: Workspace,
+    identity: Identity,
+    installed: Installed | None,
+    asked: Sequence[tuple[str, str]],
+    settings: Settings,
+) -> tuple[tuple[Later, ...], list[str]]:
+    """What is known of a release that is newer than all that are patched, for each capability; and
+    a note if that is nothing."""
+    known = later.load(workspace.project.root, workspace.versions)
+    if identity.kind != "newer" or known is None or installed is None:
+        return (), []
+    release = later.named(known, installed.version)
+    if release is None:
+        return (), [f"nothing is known of {installed.version}: {later.beyond(known)}"]
+    by_capability = {capability: (name, capability) for name, capability in asked if capability}
+    found = (
+        later.ask(known, release, gpu, settings, by_variable=True) for gpu in by_capability.values()
+    )
+    return tuple(found), []
 
 
 def _of_install(
@@ -455,7 +485,13 @@ def lines(report: Report) -> list[tuple[str, str]]:
     others = {name: value for name, value in report.variables.items() if name not in COUNTED}
     found += [("", f"{name}={value}") for name, value in others.items()]
     found += [("Llama 4", text) for text in _outcome_lines(report)]
+    found += [line for one in report.later for line in _later_lines(one, len(report.later) > 1)]
     return found + [("note", note) for note in report.notes]
+
+
+def _later_lines(one: Later, is_of_many: bool) -> list[tuple[str, str]]:
+    who = [("", f"on {one.target}:")] if is_of_many else []
+    return who + later.lines(one)
 
 
 def _outcome_lines(report: Report) -> list[str]:
@@ -526,6 +562,7 @@ def as_json(report: Report) -> dict[str, Any]:
             explain.as_json(target, report.settings, [answer] if answer else [])
             for target, answer in report.answers
         ],
+        "later": [later.as_json(one, report.settings) for one in report.later],
         "notes": list(report.notes),
         "to_change": list(report.to_change),
     }

@@ -18,7 +18,7 @@ from typing import get_args
 import jinja2
 from markupsafe import Markup
 
-from overlay.answers import evidence, grid, matrix, runnable
+from overlay.answers import evidence, grid, later, matrix, runnable
 from overlay.answers.basis import BASES
 from overlay.answers.grid import Grid, Ran
 from overlay.base import document
@@ -84,6 +84,7 @@ def render(workspace: Workspace) -> str:
     environment.filters |= {
         "breakable": _breakable, "reference": _reference, "groupby_look": _groups,
     }  # fmt: skip
+    environment.globals["later"] = later
     return environment.get_template("report.html").render(
         style=_inline("report.css"),
         script=_inline("report.js"),
@@ -96,6 +97,7 @@ def render(workspace: Workspace) -> str:
         names_of=grid.names_of,
         counts=_counts(pairs),
         problems=problems,
+        known=later.load(workspace.project.root, versions),
         series={one.name: len(workspace.series(one)) for one in versions.patched},
         topics=topics,
         documents=[

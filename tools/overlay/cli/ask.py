@@ -13,7 +13,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from overlay.answers import behaviour, doctor, explain, flags, gpus, launch, matrix, probe
+from overlay.answers import behaviour, doctor, explain, flags, gpus, later, launch, matrix, probe
 from overlay.answers.checkpoint import find as find_checkpoint
 from overlay.base.console import out, print_json
 from overlay.base.errors import Exit
@@ -154,13 +154,21 @@ def explain_command(
     )  # fmt: skip
     settings = _of_checkpoint(settings, checkpoint, quantization, chunk, as_json)
     versions = workspace.versions
+    known = later.load(workspace.project.root, versions)
+    if release and (newer := later.find(known, versions, release)):
+        assert known is not None
+        _explain_later(known, newer, named, settings, as_json)
+        return
     chosen = versions.patched if release is None else (versions.get(release),)
     target, answers = explain.ask(workspace, chosen, named, settings)
+    afterwards = later.ask_all(known, named, settings) if known and not release else []
     looked_up = workspace.project.root, target, settings, answers
     if as_json:
         told = explain.as_json(target, settings, answers)
         for one in () if settings.flags else launch.of_all(*looked_up):
             told["releases"][one.release]["launch"] = launch.as_json(one)
+        if afterwards:
+            told["later"] = later.brief_json(afterwards)
         print_json(told)
         return
     _wrapped(f"{target}, {settings}")
@@ -170,10 +178,28 @@ def explain_command(
         _print_lines(explain.lines(answers[0], target.name) if answers else [])
     elif answers:
         _print_answers(answers)
+    if afterwards:
+        _wrapped(later.summary(afterwards))
     # A line with these flags would not be one that was asked.
     line = None if settings.flags else launch.newest(*looked_up)
     if line:
         _print_launch(line)
+
+
+def _explain_later(
+    known: later.Known,
+    release: str,
+    gpu: tuple[str, str],
+    settings: explain.Settings,
+    as_json: bool,
+) -> None:
+    """Tell of a release that is newer than all that are patched."""
+    one = later.ask(known, release, gpu, settings)
+    if as_json:
+        print_json(later.as_json(one, settings))
+        return
+    _wrapped(f"{one.target}, {later.asked(settings)}")
+    _print_lines(later.lines(one))
 
 
 @click.command(epilog=EPILOG)
