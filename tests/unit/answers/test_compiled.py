@@ -11,7 +11,7 @@ import pytest
 
 from made_upstream import Ran, Upstream
 from overlay.answers import compiled, matrix, matrix_run
-from overlay.answers.compiled import Answer, Compiled
+from overlay.answers.compiled import Answer, Compiled, Use
 from overlay.base.errors import OverlayError
 from overlay.base.project import Project
 from overlay.patches.workspace import Workspace
@@ -202,7 +202,7 @@ def test_speaks_of_every_gpu_of_the_matrix(release: str) -> None:
     patched = matrix.read(matrix.path_of(ROOT, release, "patched"))
     asked = patched.axes
     engines = {one.engine for one in patched.outcomes if one.verdict == "right"}
-    uses = ("v0-prefix", "v1-triton") if "v0" in engines else ("v1-triton",)
+    uses: tuple[Use, ...] = ("v0-prefix", "v1-triton") if "v0" in engines else ("v1-triton",)
     assert set(asked.capability) <= {gpu.capability for gpu in kept.gpus}
     for capability in asked.capability:
         assert kept.answer("fused_moe", "unquantised", "float16", capability) is not None
