@@ -82,8 +82,10 @@ def typed(command: str) -> tuple[list[str], dict[str, str], str]:
     flags = dict(zip(rest[::2], rest[1::2], strict=True))
     options = {"VLLM_USE_V1": "--v1", "VLLM_ATTENTION_BACKEND": "--backend"}
     given = [part for one in variables for part in (options[one.split("=")[0]], one.split("=")[1])]
+    # On how many GPUs is the line's own answer, which `explain` gives none of where it is set.
     known = {parameter.opts[0] for parameter in explain_command.params}
-    for name in [name for name in flags if name in known - {"--quantization"}]:
+    own = {"--quantization", "--tensor-parallel-size"}
+    for name in [name for name in flags if name in known - own]:
         given += [name, flags.pop(name)]
     return given, flags, model
 
