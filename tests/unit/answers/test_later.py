@@ -159,7 +159,7 @@ def test_every_fact_can_be_met(real: Known) -> None:
         ("0.33.0", B200, "fp8_e5m2", "dies", "--kv-cache-dtype fp8"),
         ("0.19.1", V100, "fp8", "dies", "--kv-cache-dtype auto"),
         ("0.19.1", V100, "auto", "not known", ""),
-        ("0.20.0", V100, "auto", "cannot run", "0.10.2, patched"),
+        ("0.20.0", V100, "auto", "cannot run", "0.10.2 or 0.11.0, patched"),
         ("0.23.0", T4, "fp8", "not known", ""),
         ("0.24.0", T4, "fp8", "refused", "--kv-cache-dtype auto"),
     ],
