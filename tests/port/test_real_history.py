@@ -173,6 +173,9 @@ class History:
         # revisions count from one. Each wheel's sum has the revision in it, and the patches' dates.
         own = ("constraints", "revision", "patched_sha256")
         same = {key: getattr(ported, key) for key in own}
+        if ported.aarch64 and self.release.aarch64:
+            sum_ = {"patched_sha256": ported.aarch64.patched_sha256}
+            same["aarch64"] = self.release.aarch64.model_copy(update=sum_)
         assert ported == self.release.model_copy(update=same)
         for path in listed(self.release).values():
             if path.first_tag != name:
