@@ -149,10 +149,7 @@ def _build(installed: Installed, release: Release) -> Release:
     be told."""
     if build := official_build(installed.bill, release):
         return build
-    try:
-        found = _matched(installed, release)
-    except ValueError:
-        found = None
+    found = _match_if_readable(installed, release)
     return found[0] if found else release
 
 
@@ -185,8 +182,10 @@ def _newer(
 ) -> tuple[tuple[Later, ...], list[str]]:
     """What is known of a release that is newer than all that are patched, for each capability; and
     a note if that is nothing."""
+    if identity.kind != "newer" or installed is None:
+        return (), []
     known = later.load(workspace.project.root, workspace.versions)
-    if identity.kind != "newer" or known is None or installed is None:
+    if known is None:
         return (), []
     release = later.named(known, installed.version)
     if release is None:
@@ -390,9 +389,8 @@ def _patch(
         return "", ""
     found = _match_if_readable(installed, release)
     if found is None:
-        return workspace.versions.local_version(
-            release
-        ), f"vllm-overlay build {_build(installed, release).asked}"
+        build = f"vllm-overlay build {_build(installed, release).asked}"
+        return workspace.versions.local_version(release), build
     local = workspace.versions.local_version(release, identity.label)
     return local, advice.patch(python, identity.label, found[1] != "all")
 
