@@ -26,6 +26,7 @@ os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
 
 import torch
 
+import run_document
 from regress import fake_cuda, third_party
 from regress.releases import V1_ALONE, installed_release
 from run_progress import cpu_seconds, say
@@ -157,16 +158,7 @@ def document(backends: Sequence[str], found: dict[tuple[Model, Cell], Outcome]) 
             outcomes = [found[model, cell] for cell in cells(row)]
             line[model] = [numbers.setdefault(one, len(numbers)) for one in outcomes]
         table.append(line)
-    return {
-        "release": installed_release(),
-        "axes": {
-            "dtype": DTYPES,
-            "kv_cache_dtype": KV_CACHE_DTYPES,
-            "capability": [f"{major}.{minor}" for major, minor in CAPABILITIES],
-        },
-        "outcomes": [dataclasses.asdict(outcome) for outcome in numbers],
-        "rows": table,
-    }
+    return run_document.table(DTYPES, KV_CACHE_DTYPES, CAPABILITIES, numbers, table)
 
 
 def main() -> None:

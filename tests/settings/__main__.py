@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import matrix.__main__ as whole
+import run_document
 from matrix import limits, probe
 from matrix.cells import CAPABILITIES, UNSET, V1, Cell, Row, Setting
 from matrix.outcome import Outcome, of_error
 from matrix.probe import Found, Key
 from regress import third_party
-from regress.releases import installed_release
 from run_progress import cpu_seconds, say
 
 from . import asked, measure, workers
@@ -166,16 +166,7 @@ def document(
             for cell in cells(row)
         ]
         table.append({"setting": setting, **dataclasses.asdict(row), "results": changed})
-    return {
-        "release": installed_release(),
-        "axes": {
-            "dtype": DTYPES,
-            "kv_cache_dtype": KV_CACHE_DTYPES,
-            "capability": [f"{major}.{minor}" for major, minor in CAPABILITIES],
-        },
-        "outcomes": [dataclasses.asdict(outcome) for outcome in numbers],
-        "rows": table,
-    }
+    return run_document.table(DTYPES, KV_CACHE_DTYPES, CAPABILITIES, numbers, table)
 
 
 def main() -> None:

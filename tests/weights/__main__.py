@@ -26,10 +26,10 @@ os.environ["VLLM_LOGGING_LEVEL"] = "CRITICAL"
 
 import torch
 
+import run_document
 from matrix import driver
 from matrix.cells import CAPABILITIES, DTYPES, KV_CACHE_DTYPES
 from regress import fake_cuda, third_party
-from regress.releases import installed_release
 from run_progress import cpu_seconds, say
 
 from . import checkpoints, launches, probe
@@ -146,16 +146,7 @@ def document(chosen: list[Weights], found: dict[Cell, Outcome]) -> dict[str, Any
         outcomes = [found[weights, place] for place in places]
         results = [numbers.setdefault(one, len(numbers)) for one in outcomes]
         rows.append({**dataclasses.asdict(weights), "results": results})
-    return {
-        "release": installed_release(),
-        "axes": {
-            "dtype": DTYPES,
-            "kv_cache_dtype": KV_CACHE_DTYPES,
-            "capability": [f"{major}.{minor}" for major, minor in CAPABILITIES],
-        },
-        "outcomes": [dataclasses.asdict(outcome) for outcome in numbers],
-        "rows": rows,
-    }
+    return run_document.table(DTYPES, KV_CACHE_DTYPES, CAPABILITIES, numbers, rows)
 
 
 def main() -> None:
