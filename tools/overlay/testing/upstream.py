@@ -28,8 +28,9 @@ from overlay.testing.results import Verdict
 
 #: What the tests need beside the wheel: upstream's runner and what its conftest imports.
 NEEDS = ("pytest>=8.3,<9", "pytest-asyncio", "pytest-timeout", "httpx", "tblib")
-#: Tests that must pass: fewer mean that the surroundings broke, and prove nothing.
-FLOOR = 900
+#: Tests that must pass: fewer mean that the surroundings broke, and prove nothing. 0.11.0, whose V0
+#: engine is gone with its tests, has 813; no other has fewer than 900.
+FLOOR = 750
 #: Seconds for one test, and for a whole run.
 TEST_TIMEOUT, TIMEOUT = 120, 1800.0
 #: Folders of the source that are not put beside the tests. The package must come from the wheel.
