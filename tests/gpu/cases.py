@@ -12,7 +12,7 @@ import torch
 
 from llama4_checkpoint import CHUNK, VOCAB
 from regress.expected import SAMPLER_MISSING
-from regress.releases import RELEASES, span
+from regress.releases import RELEASES, V1_ALONE, WITH_V0, installed_release, span
 
 from .engine import IMAGE_TOKEN, Settings
 
@@ -179,6 +179,7 @@ BACKEND_MODULES = {
     "FLEX_ATTENTION": "v1.attention.backends.flex_attention",
     "XFORMERS_VLLM_V1": "v1.attention.backends.xformers",
     "TREE_ATTN": "v1.attention.backends.tree_attn",
+    "TRITON_ATTN": "v1.attention.backends.triton_attn",
 }
 
 
@@ -248,13 +249,14 @@ SELECTED = [
         f"selected-{name}",
         engine_args={"kv_cache_dtype": name, **ANY_BLOCKS},
         bound=EIGHT_BITS,
+        releases=releases,
     )
-    for name in ("fp8", "fp8_e5m2")
+    for name, releases in (("fp8", WITH_V0 | V1_ALONE), ("fp8_e5m2", WITH_V0))
 ]
 """Nothing forced, in float16: V1 FlashAttention, which stock selects on Hopper, fails or misreads
-the cache."""
+the cache. Without V0, nothing reads e5m2 there."""
 
-TEXT_ONLY_MODE = span("0.10.1", "0.10.2")
+TEXT_ONLY_MODE = span("0.10.1")
 """Stock's compiled language model reads embeddings from where others were."""
 TEXT_MODEL = span("0.8.4", "0.10.0")
 """Stock serves `Llama4ForCausalLM` with Transformers' model, all of it global."""
@@ -319,7 +321,7 @@ def v1(
     """A case of V1, compiled, with log-probabilities of the prompts."""
     env = {"VLLM_USE_V1": "1"}
     if backend:
-        env["VLLM_ATTENTION_BACKEND"] = backend
+        env["VLLM_ATTENTION_BACKEND"] = name_of(backend)
     if backend == "TRITON_ATTN_VLLM_V1":
         # To 0.8.5 it borrows FlashAttention's metadata builder, which for version 3 plans what
         # Triton lacks.
@@ -336,15 +338,20 @@ def v1(
     )
 
 
+def name_of(backend: str) -> str:
+    """A backend of V1 as this release has it: with V0 gone, there is none to tell it from."""
+    return backend.removesuffix("_VLLM_V1") if installed_release() in V1_ALONE else backend
+
+
 FLASH, TRITON, FLEX = "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1", "FLEX_ATTENTION"
 BACKENDS = [
     case
     for backend, name, args, wrong, releases in (
-        (FLASH, "flash_attn", {}, frozenset[str](), span("0.8.3", "0.10.2")),
-        (TRITON, "triton", {}, frozenset[str](), span("0.8.3", "0.10.2")),
-        (FLEX, "flex", {}, span("0.9.1", "0.10.2"), span("0.9.1", "0.10.2")),
-        ("TREE_ATTN", "tree", {}, ONE_TOKEN_PIECES, span("0.10.1", "0.10.2")),
-        ("XFORMERS_VLLM_V1", "xformers", ANY_BLOCKS, ONE_TOKEN_PIECES, span("0.10.1", "0.10.2")),
+        (FLASH, "flash_attn", {}, frozenset[str](), span("0.8.3")),
+        (TRITON, "triton", {}, frozenset[str](), span("0.8.3")),
+        (FLEX, "flex", {}, span("0.9.1"), span("0.9.1")),
+        ("TREE_ATTN", "tree", {}, ONE_TOKEN_PIECES, span("0.10.1")),
+        ("XFORMERS_VLLM_V1", "xformers", ANY_BLOCKS, ONE_TOKEN_PIECES, span("0.10.1")),
     )
     for case in (
         v1(f"{name}-graphs", args, backend, wrong, releases=releases),
@@ -356,7 +363,7 @@ BACKENDS = [
 V1_CASES = [
     *BACKENDS,
     v1("blocks-of-64-xformers", {"block_size": 64}, "XFORMERS_VLLM_V1", ONE_TOKEN_PIECES,
-       releases=span("0.10.1", "0.10.2")),
+       releases=span("0.10.1")),
     v1("chunked-prefill", {"max_num_batched_tokens": 96}),
     v1("chunked-prefill-eager", {"max_num_batched_tokens": 96, **EAGER}),
     v1("few-at-a-time", {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
@@ -370,7 +377,7 @@ V1_CASES = [
         checkpoint=Checkpoint.DEEP,
         # Stages of V1 give more or fewer of a prompt than it has tokens: 0.9.2, 0.10.1.1.
         has_prompt_logprobs=False,
-        releases=span("0.9.0", "0.10.2"),
+        releases=span("0.9.0"),
     ),
     v1(
         "awq",
@@ -383,13 +390,13 @@ V1_CASES = [
         {"kv_cache_dtype": "fp8", "block_size": 32},
         TRITON,
         bound=EIGHT_BITS,
-        releases=span("0.9.2", "0.10.2"),
+        releases=span("0.9.2"),
     ),
     v1(
         "fp8-flash_attn",
         {"kv_cache_dtype": "fp8", "dtype": "bfloat16"},
         FLASH,
         bound=EIGHT_BITS,
-        releases=span("0.9.2", "0.10.2"),
+        releases=span("0.9.2"),
     ),
 ]  # fmt: skip

@@ -30,8 +30,8 @@ from run_progress import cpu_seconds, say
 from . import asked, measure, workers
 from .limits import LIMITS
 
-BACKENDS = ("XFORMERS", "TRITON_ATTN_VLLM_V1")
-"""Names that users set, with VLLM_USE_V1 unset."""
+BACKENDS = ("XFORMERS", "TRITON_ATTN_VLLM_V1", "TRITON_ATTN")
+"""Names that users set, with VLLM_USE_V1 unset. The last one is what 0.11.0 calls the second."""
 DTYPES = ("auto", "float16")
 """bfloat16 is what `auto` comes to where the GPU has it."""
 KV_CACHE_DTYPES = ("auto", "fp8")
