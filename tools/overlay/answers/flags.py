@@ -57,7 +57,9 @@ WRITTEN: Mapping[str, str] = {
 #: What is the matrix' own way, so that it is asked of the matrix.
 OWN = {"block-size-16", "eager"}
 #: Faults of stock that need CUDA graphs, or torch.compile, by the topic of their patch.
-OF_GRAPHS = ("llama4-images-off", "moe-input-mutation", "v1-full-graph-local")
+OF_GRAPHS = (
+    "llama4-images-off", "moe-input-mutation", "v1-full-graph-local", "v1-flash-attn-buffers",
+)  # fmt: skip
 #: The settings that are the answer to a fault, by the topic of its patch.
 SHOWN_BY = {
     "v1-hybrid-off-local": ("kv-connector", "speculative-eagle", "no-hybrid-kv-cache-manager")

@@ -196,17 +196,51 @@ def v1_flashinfer_buffers(tree: Tree) -> None:
     )
     config = engine_config(tree)
     config.compilation_config = Loose(cudagraph_mode=Loose(decode_mode=lambda: None))
-    spec = SimpleNamespace(block_size=BLOCK, num_kv_heads=HEADS, head_size=HEAD_SIZE,
-                           dtype=config.model_config.dtype, attention_chunk_size=CHUNK)  # fmt: skip
-    builder = unit.take("FlashInferMetadataBuilder")(spec, [], config, "cpu")
+    builder = unit.take("FlashInferMetadataBuilder")(local_spec(config), [], config, "cpu")
+    demand_room(builder, config, "paged_kv_indptr", "paged_kv_indptr_cpu")
+
+
+def demand_room(builder: Any, config: Any, *names: str) -> None:
+    """Nothing, if a buffer of one more than sequences has room for the most chunks of a batch.
+
+    Raises:
+        UnknownError: the builder has no buffer of these names.
+        WrongError: the first one that it has is too small.
+    """
+    room = next((len(vars(builder)[name]) - 1 for name in names if name in vars(builder)), None)
+    if room is None:
+        raise UnknownError(f"there is no {names[0]}")
     limits = config.scheduler_config
     seqs, tokens = limits.max_num_seqs, limits.max_num_batched_tokens
     most = min(2 * seqs + (tokens - 2 * seqs) // CHUNK, seqs * MAX_LEN // CHUNK)
-    room = next((len(vars(builder)[name]) - 1 for name in ("paged_kv_indptr", "paged_kv_indptr_cpu")
-                 if name in vars(builder)), None)  # fmt: skip
-    if room is None:
-        raise UnknownError("there is no paged_kv_indptr")
     demand(room >= most, f"there is room for {room} sequences, {seqs} make {most} chunks")
+
+
+@PROBES.add
+def v1_flash_attn_buffers(tree: Tree) -> None:
+    """A schedule of FlashAttention has room for all chunks, or builders know that no graph reads
+    it."""
+    runner = tree.unit("vllm.v1.worker.gpu_model_runner").take("GPUModelRunner")
+    if hasattr(runner, "_check_and_update_cudagraph_mode"):
+        return  # called before builders are made, since upstream's #27427
+    tree = tree.with_(UTILS, **CDIV)
+    unit = tree.unit(f"{BACKENDS}flash_attn")
+    unit.set(
+        AttentionMetadataBuilder=MetadataBuilder,
+        get_flash_attn_version=lambda: 3,
+        is_flash_attn_varlen_func_available=lambda: False,
+    )
+    config = engine_config(tree)
+    mode = Loose(has_full_cudagraphs=lambda: True)
+    config.compilation_config = Loose(cudagraph_mode=mode, max_capture_size=BLOCK)
+    builder = unit.take("FlashAttentionMetadataBuilder")(local_spec(config), [], config, "cpu")
+    demand_room(builder, config, "scheduler_metadata")
+
+
+def local_spec(config: Any) -> Any:
+    """The KV cache of a layer with chunks."""
+    return SimpleNamespace(block_size=BLOCK, num_kv_heads=HEADS, head_size=HEAD_SIZE,
+                           dtype=config.model_config.dtype, attention_chunk_size=CHUNK)  # fmt: skip
 
 
 @PROBES.add
