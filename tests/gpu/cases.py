@@ -127,6 +127,8 @@ class Case:
     """What several GPUs share: the layers (tensor), or the model in stages (pipeline)."""
     executor: str = "mp"
     """What starts the workers of several GPUs: mp (multiprocessing) or ray."""
+    needs: str = ""
+    """A package that vLLM does not depend on."""
     releases: frozenset[str] = frozenset(RELEASES)
     wrong_on_stock: frozenset[str] = frozenset()
     """Releases of which the stock wheel answers wrong, or dies."""
@@ -180,6 +182,7 @@ BACKEND_MODULES = {
     "XFORMERS_VLLM_V1": "v1.attention.backends.xformers",
     "TREE_ATTN": "v1.attention.backends.tree_attn",
     "TRITON_ATTN": "v1.attention.backends.triton_attn",
+    "FLASHINFER": "v1.attention.backends.flashinfer",
 }
 
 
@@ -264,6 +267,10 @@ IMAGES_BFLOAT16 = span("0.8.3", "0.9.0.1")
 """Stock hands images in bfloat16 to a vision model of another dtype."""
 ONE_TOKEN_PIECES = span("0.10.1", "0.10.2")
 """Stock takes the last token of a prompt of one chunk and a token for a decode."""
+ON_HOPPER = not torch.cuda.is_available() or torch.cuda.get_device_capability() == (9, 0)
+"""Kept answers are Hopper's."""
+FEW_SCHEDULED = span("0.11.0") if ON_HOPPER else frozenset[str]()
+"""Stock's compiled FlashAttention 3 has no room for more chunks than `max_num_seqs`."""
 
 
 def start_of(
@@ -283,7 +290,10 @@ def start_of(
             wrong_on_stock=SAMPLER_MISSING | releases,
             **fields,
         )
-        for mode, extra, releases in (("graphs", {}, wrong), ("eager", EAGER, wrong_eager))
+        for mode, extra, releases in (
+            ("graphs", {}, wrong | FEW_SCHEDULED),
+            ("eager", EAGER, wrong_eager),
+        )
     ]
 
 
@@ -326,6 +336,9 @@ def v1(
         # To 0.8.5 it borrows FlashAttention's metadata builder, which for version 3 plans what
         # Triton lacks.
         env["VLLM_FLASH_ATTN_VERSION"] = "2"
+    if backend == "FLASHINFER":
+        # Its kernels are built where they are first used, and those of sampling prove nothing.
+        env["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     if more.get("split") == "pipeline":
         # An engine core in the caller's process does not wait for stages.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
@@ -354,22 +367,55 @@ BACKENDS = [
         ("XFORMERS_VLLM_V1", "xformers", ANY_BLOCKS, ONE_TOKEN_PIECES, span("0.10.1")),
     )
     for case in (
-        v1(f"{name}-graphs", args, backend, wrong, releases=releases),
+        v1(
+            f"{name}-graphs",
+            args,
+            backend,
+            wrong | FEW_SCHEDULED if backend == FLASH else wrong,
+            releases=releases,
+        ),
         v1(f"{name}-eager", {**args, **EAGER}, backend, wrong, releases=releases),
     )
 ]
 """Every V1 backend that the patches list as right, but FlashInfer, which is no dependency."""
 
+FLASHINFER = [
+    v1(
+        f"flashinfer-{name}",
+        # It is warmed up with 9 requests, whatever the model, and dies if they are too many.
+        {"max_num_seqs": 9, **args},
+        "FLASHINFER",
+        bound=bound,
+        wrong=span("0.11.0"),
+        needs="flashinfer",
+        releases=span("0.11.0"),
+    )
+    for name, args, bound in (
+        ("graphs", {}, EXACT),
+        ("eager", EAGER, EXACT),
+        ("fp8", {"kv_cache_dtype": "fp8"}, EIGHT_BITS),
+        ("fp8_e5m2", {"kv_cache_dtype": "fp8_e5m2"}, EIGHT_BITS),
+    )
+]
+"""A first step has more chunks than `max_num_seqs`, for which stock's buffers are too small."""
+
 V1_CASES = [
     *BACKENDS,
+    *FLASHINFER,
     v1("blocks-of-64-xformers", {"block_size": 64}, "XFORMERS_VLLM_V1", ONE_TOKEN_PIECES,
        releases=span("0.10.1")),
     v1("chunked-prefill", {"max_num_batched_tokens": 96}),
     v1("chunked-prefill-eager", {"max_num_batched_tokens": 96, **EAGER}),
-    v1("few-at-a-time", {"max_num_seqs": 2}, new_tokens=SOME_ARE_SHORT),
-    v1("prefix-caching", PREFIX_CACHING, is_cached=True, has_prompt_logprobs=False),
-    v1("tensor-parallel", gpus=2),
-    v1("ray", gpus=2, executor="ray"),
+    v1("few-at-a-time", {"max_num_seqs": 2}, wrong=FEW_SCHEDULED, new_tokens=SOME_ARE_SHORT),
+    v1(
+        "prefix-caching",
+        PREFIX_CACHING,
+        wrong=FEW_SCHEDULED,
+        is_cached=True,
+        has_prompt_logprobs=False,
+    ),
+    v1("tensor-parallel", wrong=FEW_SCHEDULED, gpus=2),
+    v1("ray", wrong=FEW_SCHEDULED, gpus=2, executor="ray"),
     v1(
         "pipeline-parallel",
         gpus=2,
@@ -377,13 +423,14 @@ V1_CASES = [
         checkpoint=Checkpoint.DEEP,
         # Stages of V1 give more or fewer of a prompt than it has tokens: 0.9.2, 0.10.1.1.
         has_prompt_logprobs=False,
+        wrong=FEW_SCHEDULED,
         releases=span("0.9.0"),
     ),
     v1(
         "awq",
         {"quantization": "moe_wna16"},
         checkpoint=Checkpoint.AWQ,
-        wrong=TEXT_MODEL,
+        wrong=TEXT_MODEL | FEW_SCHEDULED,
     ),
     v1(
         "fp8-triton",
@@ -396,6 +443,7 @@ V1_CASES = [
         "fp8-flash_attn",
         {"kv_cache_dtype": "fp8", "dtype": "bfloat16"},
         FLASH,
+        wrong=FEW_SCHEDULED,
         bound=EIGHT_BITS,
         releases=span("0.9.2"),
     ),

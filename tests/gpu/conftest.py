@@ -138,8 +138,9 @@ def answers(shared: Path, checkpoint: Callable[[Checkpoint], Path]) -> Callable[
             if not found.is_file() and not died.is_file():
                 if case.gpus > torch.cuda.device_count():
                     pytest.skip(f"needs {case.gpus} NVIDIA GPUs, or a kept answer")
-                if case.executor == "ray" and not importlib.util.find_spec("ray"):
-                    pytest.skip("needs Ray")
+                package = "ray" if case.executor == "ray" else case.needs
+                if package and not importlib.util.find_spec(package):
+                    pytest.skip(f"needs the package {package}, or a kept answer")
                 folder.mkdir(exist_ok=True)
                 _run_engine(folder, settings, case.env, case.gpus)
         if died.is_file():

@@ -82,6 +82,8 @@ def cache_of(about: Mapping[str, str]) -> EightBits | None:
     if about["engine"] == "V0":
         return EightBits(dtype, for_prompts=False)
     of_queries = "flash_attn" in about["backend"] or RELEASE in span("0.9.0")
+    if "flashinfer" in about["backend"]:
+        of_queries = False
     return EightBits(dtype, for_prompts=True, of_queries=of_queries)
 
 
