@@ -46,8 +46,8 @@ BACKENDS, CAPABILITIES = get_args(Backend), get_args(Capability)
 KV_CACHE_DTYPES = get_args(KvCacheDtype)
 Happens = Literal["cannot run", "dies", "silently wrong", "refused", "ignored", "not known"]
 Setting = Literal[
-    "", "--block-size above 64", "few --max-num-seqs", "--kv-cache-memory-bytes", "VLLM_USE_V1",
-    "VLLM_ATTENTION_BACKEND",
+    "", "--block-size above 64", "few --max-num-seqs",
+    "few --max-num-seqs and --kv-cache-memory-bytes", "VLLM_USE_V1", "VLLM_ATTENTION_BACKEND",
 ]  # fmt: skip
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[tuple[Text, ...], Field(min_length=1)]
