@@ -86,10 +86,12 @@ HEAD = {
     "num_hidden_layers": 1,
     "no_rope_layers": [0],
     "moe_layers": [],
+    "interleave_moe_layer_step": 0,
     "yoco_global_kv_layer": None,
     "yoco_local_kv_layer": None,
 }
-"""Of EAGLE's head for Llama 4, which vLLM knows since 0.10.0."""
+"""Of EAGLE's head for Llama 4, which vLLM knows since 0.10.0; without experts, which 0.11.0 would
+construct by the config of the model that it proposes tokens to."""
 
 
 def write_models(folder: Path) -> None:

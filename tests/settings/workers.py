@@ -43,9 +43,7 @@ def refusal(folder: Path, cell: Cell, engine: str) -> Exception | None:
 
 def lora(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
     """Ask whether the model takes adapters."""
-    model = getattr(importlib.import_module("vllm.model_executor.models.mllama4"), MODEL)
-    bare = model.__new__(model)
-    torch.nn.Module.__init__(bare)
+    bare = without_weights()
     if engine == "v1":
         mixin = importlib.import_module("vllm.v1.worker.lora_model_runner_mixin")
         of_config = (config,)
@@ -70,9 +68,18 @@ def lora(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
     module.GPUModelRunnerBase.load_model(runner)
 
 
+def without_weights() -> Any:
+    """Return the model, with no layer in it."""
+    model = getattr(importlib.import_module("vllm.model_executor.models.mllama4"), MODEL)
+    bare = model.__new__(model)
+    torch.nn.Module.__init__(bare)
+    return bare
+
+
 def eagle(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
-    """Have V1 load EAGLE's head beside the model, of which it takes parts."""
+    """Have EAGLE's head loaded beside the model, of which it takes parts."""
     if engine == "v0":
+        eagle_of_v0(config)
         return
     # No kernel is called, but layers look for it.
     patch.setattr(torch.ops._C, "silu_and_mul", None, raising=False)
@@ -86,6 +93,22 @@ def eagle(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
     backends = SimpleNamespace(set_model_tag=lambda _: contextlib.nullcontext())
     patch.setitem(sys.modules, "vllm.compilation.backends", backends)
     module.EagleProposer.load_model(SimpleNamespace(vllm_config=config), target)
+
+
+def eagle_of_v0(config: Any) -> None:
+    """Have V0's worker share the model's `lm_head` with EAGLE's head."""
+    assert config.speculative_config.draft_model_config.hf_config.model_type == "eagle"
+    module = importlib.import_module("vllm.spec_decode.spec_decode_worker")
+    ready = dict.fromkeys(("init_device", "load_model"), lambda: None)
+    runner = SimpleNamespace(model=without_weights())
+    scorer = SimpleNamespace(**ready, model_runner=SimpleNamespace(model_runner=runner))
+    module.SpecDecodeWorker.init_device(
+        SimpleNamespace(
+            scorer_worker=scorer,
+            proposer_worker=SimpleNamespace(**ready),
+            _enable_lm_head_weight_load=True,
+        )
+    )
 
 
 def head(*, vllm_config: Any, model_config: Any) -> Any:

@@ -31,8 +31,6 @@ Run = Callable[..., Ran]
 ROOT = Path(__file__).parents[3]
 VERSIONS = versions.load(ROOT / "VERSIONS.toml")
 RELEASES = [release.name for release in VERSIONS.patched]
-KEPT = [release for release in RELEASES if flags.path_of(ROOT, release).is_file()]
-"""Of the others, nothing is said: `matrix RELEASE --settings` adds one."""
 
 ON_V0 = {"verdict": "right", **XFORMERS, "basis": "measured"}
 WRONG = {
@@ -335,11 +333,7 @@ def test_prompts_in_parts_are_tritons() -> None:
 # The real releases.
 
 
-def test_those_that_differ_most_are_kept() -> None:
-    assert {"0.8.5.post1", "0.10.0", "0.10.2"} <= set(KEPT)
-
-
-@pytest.mark.parametrize("release", KEPT)
+@pytest.mark.parametrize("release", RELEASES)
 def test_kept_is_of_the_matrix(release: str) -> None:
     """The same GPUs, and rows that it has."""
     found = flags.read(ROOT, release)
@@ -352,7 +346,7 @@ def test_kept_is_of_the_matrix(release: str) -> None:
     assert flags.path_of(ROOT, release).stat().st_size < 60_000
 
 
-@pytest.mark.parametrize("release", KEPT)
+@pytest.mark.parametrize("release", RELEASES)
 def test_eager_is_as_with_graphs(release: str) -> None:
     """The matrix is eager, and what is said of it is said of CUDA graphs too."""
     found = flags.read(ROOT, release)
@@ -360,7 +354,7 @@ def test_eager_is_as_with_graphs(release: str) -> None:
     assert "cuda-graphs" not in {row.setting for row in found.rows}
 
 
-@pytest.mark.parametrize("release", KEPT)
+@pytest.mark.parametrize("release", RELEASES)
 def test_no_cell_is_worse_than_on_stock(release: str) -> None:
     assert runnable.judge_flags(ROOT, flags.read(ROOT, release)) == ()
 
