@@ -46,7 +46,7 @@ def lora(config: Any, engine: str, patch: pytest.MonkeyPatch) -> None:
     bare = without_weights()
     if engine == "v1":
         mixin = importlib.import_module("vllm.v1.worker.lora_model_runner_mixin")
-        of_config = (config,)
+        of_config: tuple[Any, ...] = (config,)
         if installed_release() not in span("0.11.0"):
             of_config = (config.model_config, config.scheduler_config, config.lora_config)
         mixin.LoRAModelRunnerMixin.load_lora_model(
