@@ -12,7 +12,7 @@ import torch
 
 from llama4_checkpoint import CHUNK, VOCAB
 from regress.expected import SAMPLER_MISSING
-from regress.releases import RELEASES, V1_ALONE, WITH_V0, installed_release, span
+from regress.releases import LLAMA4, RELEASES, V1_ALONE, WITH_V0, installed_release, span
 
 from .engine import IMAGE_TOKEN, Settings
 
@@ -254,7 +254,7 @@ SELECTED = [
         bound=EIGHT_BITS,
         releases=releases,
     )
-    for name, releases in (("fp8", WITH_V0 | V1_ALONE), ("fp8_e5m2", WITH_V0))
+    for name, releases in (("fp8", LLAMA4), ("fp8_e5m2", WITH_V0))
 ]
 """Nothing forced, in float16: V1 FlashAttention, which stock selects on Hopper, fails or misreads
 the cache. Without V0, nothing reads e5m2 there."""
@@ -360,8 +360,8 @@ FLASH, TRITON, FLEX = "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1", "FLEX_ATTENTI
 BACKENDS = [
     case
     for backend, name, args, wrong, releases in (
-        (FLASH, "flash_attn", {}, frozenset[str](), span("0.8.3")),
-        (TRITON, "triton", {}, frozenset[str](), span("0.8.3")),
+        (FLASH, "flash_attn", {}, frozenset[str](), LLAMA4),
+        (TRITON, "triton", {}, frozenset[str](), LLAMA4),
         (FLEX, "flex", {}, span("0.9.1"), span("0.9.1")),
         ("TREE_ATTN", "tree", {}, ONE_TOKEN_PIECES, span("0.10.1")),
         ("XFORMERS_VLLM_V1", "xformers", ANY_BLOCKS, ONE_TOKEN_PIECES, span("0.10.1")),

@@ -128,7 +128,7 @@ def test_facts_have_one_name_each_and_say_where_they_stand(real: Known) -> None:
     place = re.compile(
         r"(\d+\.\d+\.\d+ \S+\.py(:\d+)?|\d+\.\d+\.\d+ docker/Dockerfile:\d+)( \(.+\))?"
         r"|https://github\.com/vllm-project/vllm/(issues|pull)/\d+"
-        r"|cubins of .+|this overlay's (matrix|docs)/\S+( \(.+\))?"
+        r"|cubins of .+|this overlay's matrix/\S+"
     )
     facts, right = real.facts.fact, real.facts.right
     sources = [one for fact in facts for one in fact.sources]
