@@ -12,7 +12,7 @@ import torch
 
 from llama4_checkpoint import CHUNK, VOCAB
 from regress.expected import SAMPLER_MISSING
-from regress.releases import LLAMA4, RELEASES, V1_ALONE, WITH_V0, installed_release, span
+from regress.releases import LLAMA4, RELEASES, WITH_V0, backend_name, span
 
 from .engine import IMAGE_TOKEN, Settings
 
@@ -331,7 +331,7 @@ def v1(
     """A case of V1, compiled, with log-probabilities of the prompts."""
     env = {"VLLM_USE_V1": "1"}
     if backend:
-        env["VLLM_ATTENTION_BACKEND"] = name_of(backend)
+        env["VLLM_ATTENTION_BACKEND"] = backend_name(backend)
     if backend == "TRITON_ATTN_VLLM_V1":
         # To 0.8.5 it borrows FlashAttention's metadata builder, which for version 3 plans what
         # Triton lacks.
@@ -349,11 +349,6 @@ def v1(
         args if args.get("enforce_eager") else {**few_graphs(args), **args},
         **{"images": Images.ALLOWED, "wrong_on_stock": SAMPLER_MISSING | wrong, **more},
     )
-
-
-def name_of(backend: str) -> str:
-    """A backend of V1 as this release has it: with V0 gone, there is none to tell it from."""
-    return backend.removesuffix("_VLLM_V1") if installed_release() in V1_ALONE else backend
 
 
 FLASH, TRITON, FLEX = "FLASH_ATTN_VLLM_V1", "TRITON_ATTN_VLLM_V1", "FLEX_ATTENTION"

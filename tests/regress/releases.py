@@ -60,3 +60,8 @@ def installed_release() -> str:
     if release not in RELEASES:
         raise LookupError(f"vllm {release} is installed, these tests cover {', '.join(RELEASES)}")
     return release
+
+
+def backend_name(backend: str) -> str:
+    """Return a V1 backend's name as this release has it: without V0 it needs no suffix."""
+    return backend.removesuffix("_VLLM_V1") if installed_release() in V1_ALONE else backend

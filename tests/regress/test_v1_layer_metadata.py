@@ -17,7 +17,7 @@ import torch
 from . import tiny_llama4
 from .batches import used_row
 from .expected import FLEX_STALE_BLOCKS, FLEX_STALE_ERROR, LAYERS_MAKE_CHUNKS
-from .releases import V1_ALONE, in_order, installed_release
+from .releases import backend_name, in_order, installed_release
 from .seen import BATCHES, BLOCK, CHUNK, COLUMNS, MAX_LEN, Request, Seen, flex_seen, paged_seen
 from .third_party import import_untuned
 from .v1_driver import called_with, int32
@@ -83,9 +83,7 @@ def test_used_block_table(
     backend: str, batch: str, start_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Within a chunk every backend is let in.
-    if RELEASE in V1_ALONE:  # which has no other
-        backend = backend.removesuffix("_VLLM_V1")
-    env = {"VLLM_USE_V1": "1", "VLLM_ATTENTION_BACKEND": backend}
+    env = {"VLLM_USE_V1": "1", "VLLM_ATTENTION_BACKEND": backend_name(backend)}
     config = start_engine(env, max_model_len=tiny_llama4.CHUNK)
     config.model_config.max_model_len = MAX_LEN
     config.model_config.hf_config.text_config.attention_chunk_size = CHUNK
